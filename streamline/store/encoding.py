@@ -1,0 +1,105 @@
+"""Runs and what hangs off them, to BSON documents and back.
+
+Owns the shape of a document: field names, which fields are always there. Knows no database.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from streamline.codec import Failure
+from streamline.errors import DataCorruption, ErrorCode
+from streamline.model import Entry, Input, Run, Status
+
+Document = dict[str, Any]
+
+# What filters and `$inc` refer to must be there, though it is the default.
+_ALWAYS: Document = {"rev": 0, "fence": 0, "inbox_seq": 0, "journal_base": 0}
+_ENTRIES = list[Entry]
+
+
+def to_builtins(value: object) -> Any:
+    """Make BSON-native data of a struct or a collection of them; defaults are left out."""
+    return msgspec.to_builtins(value, builtin_types=(datetime, bytes))
+
+
+def to_document(run: Run) -> Document:
+    """Make the document of a run."""
+    document: Document = to_builtins(run)
+    return _ALWAYS | document
+
+
+def from_document(document: Mapping[str, Any]) -> Run:
+    """Read a run.
+
+    Raises:
+        DataCorruption: The document isn't one of a run.
+    """
+    try:
+        return msgspec.convert(document, Run)
+    except msgspec.ValidationError as error:
+        run_id = str(document.get("_id"))
+        raise DataCorruption(
+            f"Run {run_id!r} can't be read: {error}. Repair its document in `workflow_runs`, or "
+            "remove it.",
+            run_id=run_id,
+        ) from error
+
+
+def entries_from(documents: Sequence[Mapping[str, Any]], *, run_id: str) -> list[Entry]:
+    """Read journal entries.
+
+    Raises:
+        DataCorruption: One of them isn't an entry.
+    """
+    try:
+        return msgspec.convert(documents, _ENTRIES)
+    except msgspec.ValidationError as error:
+        raise DataCorruption(
+            f"The archived journal of run {run_id!r} can't be read: {error}", run_id=run_id
+        ) from error
+
+
+def corruption(error: DataCorruption) -> Failure:
+    """Make the error that a run is marked with when it can't be read."""
+    return Failure(
+        code=ErrorCode.DATA_CORRUPTION,
+        type="streamline.errors:DataCorruption",
+        message=str(error),
+    )
+
+
+def set_aside_fields(error: DataCorruption, now: datetime) -> Document:
+    """Return the fields to set on a document that can't be read as a run."""
+    return {
+        "status": Status.FAILED.value,
+        "error": to_builtins(corruption(error)),
+        "ended_at": now,
+        "updated_at": now,
+    }
+
+
+SET_ASIDE_REMOVES = ("due_at", "worker", "claim", "attempts", "awaiting")
+"""The fields to remove from a document that can't be read as a run."""
+
+
+def salvage(document: Mapping[str, Any], error: DataCorruption, now: datetime) -> Run:
+    """Make a failed run of what can't be read, so that those who wait for it learn of it."""
+    created = document.get("created_at")
+    return Run(
+        id=str(document.get("_id")),
+        workflow=str(document.get("workflow")),
+        version=str(document.get("version")),
+        code=str(document.get("code")),
+        status=Status.FAILED,
+        input=Input(),
+        python="",
+        created_at=created if isinstance(created, datetime) else now,
+        updated_at=now,
+        ended_at=now,
+        error=corruption(error),
+    )

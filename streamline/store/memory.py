@@ -1,0 +1,367 @@
+"""A store in this process's memory, for tests and for trying things out.
+
+Keeps BSON-encoded copies, never live objects. Several stores may share one `MemoryData`, as several
+processes share a server; `sever` lets one of them die.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from datetime import datetime, timedelta
+
+import bson
+import msgspec
+
+from streamline.clock import Clock, SystemClock
+from streamline.codec import CODEC_OPTIONS, Failure
+from streamline.errors import DataCorruption
+from streamline.model import (
+    Claim,
+    Commit,
+    CommitResult,
+    Entry,
+    Message,
+    Notice,
+    PostResult,
+    Run,
+    Status,
+)
+from streamline.store.base import Renewal, RunStore
+from streamline.store.encoding import (
+    SET_ASIDE_REMOVES,
+    Document,
+    from_document,
+    salvage,
+    set_aside_fields,
+    to_builtins,
+    to_document,
+)
+from streamline.store.memory_data import MemoryData, Watcher
+from streamline.store.transitions import (
+    cancelled,
+    claimed,
+    committed,
+    is_open,
+    posted,
+    same_creation,
+    unpaused,
+)
+
+INBOX_LIMIT = 4 * 1024 * 1024
+
+_change = msgspec.structs.replace
+
+
+class MemoryStore(RunStore):
+    """Runs in memory.
+
+    Args:
+        clock: Where time comes from; the system's by default.
+        data: What to share with other stores; its own by default.
+        inbox_limit: The size of an inbox, in bytes.
+    """
+
+    def __init__(
+        self,
+        clock: Clock | None = None,
+        data: MemoryData | None = None,
+        *,
+        inbox_limit: int = INBOX_LIMIT,
+    ) -> None:
+        self.clock = clock or SystemClock()
+        self.data = data or MemoryData()
+        self.on_commit: Callable[[Commit], None] | None = None
+        self._inbox_limit = inbox_limit
+        self._severed = False
+        self._watchers: list[Watcher] = []
+
+    async def open(self) -> None:
+        await self._alive()
+
+    async def close(self) -> None:
+        await self._alive()
+        for watcher in self._watchers:
+            watcher.put(None)
+
+    def sever(self) -> None:
+        """Die: from now on every verb of this store waits for ever and changes nothing."""
+        self._severed = True
+
+    # -- starting ---------------------------------------------------------------------------------
+
+    async def create_run(self, run: Run) -> tuple[Run, bool]:
+        await self._alive()
+        with self.data.lock:
+            if (stored := self._load(run.id)) is not None:
+                return _change(stored, journal=[]), same_creation(stored, run)
+            return self._put(run), True
+
+    async def replace_run(self, run: Run, *, rev: int, fence: int) -> bool:
+        await self._alive()
+        with self.data.lock:
+            stored = self._load(run.id)
+            if stored is None or not stored.status.ended:
+                return False
+            if (stored.rev, stored.fence) != (rev, fence):
+                return False
+            self.data.archives.pop(run.id, None)
+            self._put(run)
+            return True
+
+    # -- reading ----------------------------------------------------------------------------------
+
+    async def load_run(self, run_id: str) -> Run | None:
+        await self._alive()
+        with self.data.lock:
+            return self._load(run_id)
+
+    async def load_archive(self, run_id: str, until: int) -> list[Entry]:
+        await self._alive()
+        with self.data.lock:
+            archive = self.data.archives.get(run_id, {})
+            try:
+                entries = [archive[index] for index in range(until)]
+            except KeyError as missing:
+                raise DataCorruption(
+                    f"The journal of run {run_id!r} lacks its entry {missing}", run_id=run_id
+                ) from None
+            return [_copy(entry) for entry in entries]
+
+    async def load_ended(self, run_ids: Sequence[str]) -> list[Run]:
+        await self._alive()
+        with self.data.lock:
+            found = (self._load_leniently(run_id) for run_id in run_ids)
+            return [_change(run, journal=[], inbox=[]) for run in found if run and run.status.ended]
+
+    async def next_due(self, codes: Sequence[str]) -> datetime | None:
+        await self._alive()
+        with self.data.lock:
+            return next((due_at for due_at, _ in self.data.due(codes)), None)
+
+    # -- claims -----------------------------------------------------------------------------------
+
+    async def claim_due(self, claim: Claim, codes: Sequence[str], limit: int) -> list[Run]:
+        await self._alive()
+        now = self.clock.now()
+        claimed: list[Run] = []
+        with self.data.lock:
+            for due_at, run_id in self.data.due(codes):
+                if due_at > now or len(claimed) >= limit:
+                    break
+                if (run := self._claim(claim, run_id)) is not None:
+                    claimed.append(run)
+        return claimed
+
+    async def claim_run(self, claim: Claim, run_id: str) -> Run | None:
+        await self._alive()
+        with self.data.lock:
+            return self._claim(claim, run_id)
+
+    def renew(self, worker: str, held: Mapping[str, int], lease: float) -> Renewal:
+        lost: set[str] = set()
+        inbox_seq: dict[str, int] = {}
+        with self.data.lock:
+            for run_id, fence in held.items():
+                run = None if self._severed else self._held(run_id, fence)
+                if run is None or run.worker != worker:
+                    lost.add(run_id)
+                    continue
+                self._put(_change(run, due_at=self.clock.now() + timedelta(seconds=lease)))
+                inbox_seq[run_id] = run.inbox_seq
+        return Renewal(lost=frozenset(lost), inbox_seq=inbox_seq)
+
+    async def release(self, run_id: str, fence: int) -> bool:
+        await self._alive()
+        with self.data.lock:
+            if (run := self._held(run_id, fence)) is None:
+                return False
+            self._put(
+                _change(run, status=Status.QUEUED, due_at=self.clock.now(), worker=None, claim=None)
+            )
+            return True
+
+    async def claim_holders(self) -> list[str]:
+        await self._alive()
+        with self.data.lock:
+            return sorted({run.worker for run in self._runs() if run.worker is not None})
+
+    async def expire_claims(self, worker: str) -> int:
+        await self._alive()
+        with self.data.lock:
+            dead = [run for run in self._runs() if run.worker == worker]
+            for run in dead:
+                self._put(_change(run, due_at=self.clock.now()))
+            return len(dead)
+
+    # -- advancing --------------------------------------------------------------------------------
+
+    async def commit(self, commit: Commit) -> CommitResult:
+        await self._alive()
+        with self.data.lock:
+            run = self._held(commit.run_id, commit.fence)
+            if run is None or run.rev != commit.rev:
+                return CommitResult.LOST
+            if commit.inbox_seq is not None and commit.inbox_seq != run.inbox_seq:
+                return CommitResult.INBOX_MOVED
+            self._put(committed(run, commit, self.clock.now()))
+            if commit.archive:
+                archive = self.data.archives.setdefault(run.id, {})
+                for index, entry in enumerate(commit.archive, commit.journal_base):
+                    archive[index] = _copy(entry)
+        if self.on_commit is not None:
+            self.on_commit(commit)
+        await self._alive()
+        return CommitResult.LANDED
+
+    async def heartbeat(self, run_id: str, fence: int, step: str, details: object) -> bool:
+        await self._alive()
+        with self.data.lock:
+            if (run := self._held(run_id, fence)) is None:
+                return False
+            attempts = [
+                _change(attempt, heartbeat=details) if attempt.id == step else attempt
+                for attempt in run.attempts
+            ]
+            self._put(_change(run, attempts=attempts))
+            return True
+
+    # -- messages and control ---------------------------------------------------------------------
+
+    async def post(self, run_id: str, message: Message, *, slot: str | None = None) -> PostResult:
+        await self._alive()
+        with self.data.lock:
+            run = self._load(run_id)
+            if run is None:
+                return PostResult.NO_RUN
+            if (reason := self._refusal(run, message, slot)) is not None:
+                return reason
+            self._put(posted(run, message, slot, self.clock.now()))
+            return PostResult.POSTED
+
+    async def cancel_unstarted(self, run_id: str, error: Failure) -> bool:
+        await self._alive()
+        with self.data.lock:
+            run = self._load(run_id)
+            if run is None or run.fence or run.status not in (Status.DRAFT, Status.QUEUED):
+                return False
+            self._put(cancelled(run, error, self.clock.now(), fence=0))
+            return True
+
+    async def terminate(self, run_id: str, error: Failure) -> bool:
+        await self._alive()
+        with self.data.lock:
+            run = self._load(run_id)
+            if run is None or run.status.ended:
+                return False
+            self._put(cancelled(run, error, self.clock.now(), fence=run.fence + 1))
+            return True
+
+    async def unpause(self, run_id: str) -> bool:
+        await self._alive()
+        with self.data.lock:
+            run = self._load(run_id)
+            if run is None:
+                return False
+            if (after := unpaused(run, self.clock.now())) is None:
+                return False
+            self._put(after)
+            return True
+
+    # -- notices ----------------------------------------------------------------------------------
+
+    def watch(self) -> AsyncIterator[Notice]:
+        watcher = Watcher()
+        self._watchers.append(watcher)
+        with self.data.lock:
+            self.data.watchers.append(watcher)
+        return self._notices(watcher)
+
+    async def _notices(self, watcher: Watcher) -> AsyncIterator[Notice]:
+        try:
+            while (notice := await watcher.get()) is not None:
+                await self._alive()
+                yield notice
+        finally:
+            self._watchers.remove(watcher)
+            with self.data.lock:
+                self.data.watchers.remove(watcher)
+
+    # -- within the lock --------------------------------------------------------------------------
+
+    async def _alive(self) -> None:
+        if self._severed:
+            await asyncio.get_running_loop().create_future()
+
+    def _load(self, run_id: str) -> Run | None:
+        document = self.data.get(run_id)
+        return None if document is None else from_document(document)
+
+    def _load_leniently(self, run_id: str) -> Run | None:
+        try:
+            return self._load(run_id)
+        except DataCorruption as error:
+            return salvage(self.data.get(run_id) or {}, error, self.clock.now())
+
+    def _runs(self) -> list[Run]:
+        found = (self._load_leniently(run_id) for run_id in self.data.ids())
+        return [run for run in found if run is not None]
+
+    def _held(self, run_id: str, fence: int) -> Run | None:
+        run = self._load(run_id)
+        if run is None or run.status is not Status.RUNNING or run.fence != fence:
+            return None
+        return run
+
+    def _put(self, run: Run) -> Run:
+        """Store a run and tell the watchers; return it as it would be read."""
+        before = self.data.get(run.id)
+        self.data.put(to_document(run))
+        due_now = run.due_at is not None and run.due_at <= self.clock.now()
+        got_message = before is not None and before.get("inbox_seq") != run.inbox_seq
+        if due_now or got_message or run.status is not Status.RUNNING:
+            notice = Notice(
+                run_id=run.id,
+                code=run.code,
+                status=run.status,
+                due_at=run.due_at,
+                inbox_seq=run.inbox_seq,
+            )
+            for watcher in self.data.watchers:
+                watcher.put(notice)
+        stored = self._load(run.id)
+        assert stored is not None
+        return stored
+
+    def _claim(self, claim: Claim, run_id: str) -> Run | None:
+        document = self.data.get(run_id)
+        try:
+            run = None if document is None else from_document(document)
+        except DataCorruption as error:
+            self._set_aside(document or {}, error)
+            return None
+        after = None if run is None else claimed(run, claim, self.clock.now())
+        return None if after is None else self._put(after)
+
+    def _set_aside(self, document: Document, error: DataCorruption) -> None:
+        kept = {key: value for key, value in document.items() if key not in SET_ASIDE_REMOVES}
+        self.data.put(kept | set_aside_fields(error, self.clock.now()))
+
+    def _refusal(self, run: Run, message: Message, slot: str | None) -> PostResult | None:
+        archived = self.data.archives.get(run.id, {}).values()
+        known = {entry.message for entry in (*run.journal, *archived)}
+        if message.id in known or any(message.id == other.id for other in run.inbox):
+            return PostResult.DUPLICATE
+        if run.status.ended:
+            return PostResult.ENDED
+        if slot is not None and not is_open(run.awaiting, slot):
+            return PostResult.NO_SLOT
+        inbox = to_builtins([*run.inbox, message])
+        if len(bson.encode({"inbox": inbox}, codec_options=CODEC_OPTIONS)) > self._inbox_limit:
+            return PostResult.FULL
+        return None
+
+
+def _copy(entry: Entry) -> Entry:
+    data = bson.encode(to_builtins(entry), codec_options=CODEC_OPTIONS)
+    return msgspec.convert(bson.decode(data, codec_options=CODEC_OPTIONS), Entry)

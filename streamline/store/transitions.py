@@ -1,0 +1,129 @@
+"""What the verbs of a store do to a run, as pure functions: the memory store applies them.
+
+The Mongo store says the same in update operators; the conformance suite holds the two together.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any
+
+import msgspec
+
+from streamline.codec import Failure
+from streamline.model import Claim, Commit, Message, MessageKind, Run, Slot, Status
+
+_change = msgspec.structs.replace
+
+
+def same_creation(stored: Run, run: Run) -> bool:
+    """Whether a stored run is the one that an earlier try of this creation inserted.
+
+    A claim decides alone: were two creators to count as the one that inserted, both would run it.
+    """
+    if run.claim is not None:
+        return stored.claim == run.claim
+    return stored.created_at == run.created_at and stored.input == run.input
+
+
+def claimed(run: Run, claim: Claim, now: datetime) -> Run | None:
+    """Return the run under a claim, or None if it isn't due."""
+    if run.due_at is None or run.due_at > now:
+        return None
+    return _change(
+        run,
+        status=Status.RUNNING,
+        worker=claim.worker,
+        claim=claim.id,
+        fence=run.fence + 1,
+        due_at=now + timedelta(seconds=claim.lease),
+        started_at=run.started_at or now,
+        recoveries=run.recoveries + (run.status is Status.RUNNING),
+        updated_at=now,
+    )
+
+
+def committed(run: Run, commit: Commit, now: datetime) -> Run:
+    """Return the run as it is after a commit that fits it."""
+    kept = [] if commit.archive else run.journal
+    changes: dict[str, Any] = {
+        "status": commit.status,
+        "rev": run.rev + 1,
+        "updated_at": now,
+        "journal": [*kept, *commit.entries],
+        "inbox": [message for message in run.inbox if message.id not in commit.consumed],
+    }
+    if commit.archive:
+        changes["journal_base"] = commit.journal_base + len(commit.archive)
+    if commit.entries:
+        changes["recoveries"] = 0
+    for name in ("output", "error", "ended_at", "expire_at"):
+        if (value := getattr(commit, name)) is not None:
+            changes[name] = value
+    if commit.context is not None:
+        changes["context"] = dict(commit.context)
+    if commit.awaiting is not None:
+        changes["awaiting"] = list(commit.awaiting)
+    if commit.attempts is not None:
+        changes["attempts"] = list(commit.attempts)
+    if commit.status is not Status.RUNNING:
+        due_at = commit.due_at if commit.status is Status.WAITING else None
+        changes |= {"worker": None, "claim": None, "attempts": [], "due_at": due_at}
+    if commit.status.ended:
+        changes["awaiting"] = []
+    return _change(run, **changes)
+
+
+def posted(run: Run, message: Message, slot: str | None, now: datetime) -> Run:
+    """Return the run with a message in its inbox, and woken by it."""
+    changes: dict[str, Any] = {}
+    if run.status is Status.WAITING:
+        changes["due_at"] = now if run.due_at is None else min(now, run.due_at)
+    elif run.status is Status.PAUSED and message.kind is MessageKind.CANCEL:
+        changes |= {"status": Status.WAITING, "due_at": now}
+    if slot is not None:
+        changes["awaiting"] = [open_ for open_ in run.awaiting if open_.id != slot]
+    return _change(
+        run,
+        inbox=[*run.inbox, message],
+        inbox_seq=run.inbox_seq + 1,
+        updated_at=now,
+        **changes,
+    )
+
+
+def is_open(awaiting: list[Slot], slot: str) -> bool:
+    """Whether a slot is among those that are open."""
+    return any(open_.id == slot for open_ in awaiting)
+
+
+def unpaused(run: Run, now: datetime) -> Run | None:
+    """Return the run queued again, or with a pause taken back; None if there is neither."""
+    inbox = [message for message in run.inbox if message.kind is not MessageKind.PAUSE]
+    taken_back = len(inbox) < len(run.inbox)
+    if run.status.ended or not (run.status is Status.PAUSED or taken_back):
+        return None
+    changes: dict[str, Any] = {"inbox_seq": run.inbox_seq + taken_back}
+    if run.status is Status.PAUSED:
+        changes |= {"status": Status.QUEUED, "due_at": now, "error": None}
+    return _change(run, inbox=inbox, updated_at=now, **changes)
+
+
+def cancelled(run: Run, error: Failure, now: datetime, *, fence: int) -> Run:
+    """Return the run ended as cancelled."""
+    keep = run.expire_after
+    return _change(
+        run,
+        status=Status.CANCELLED,
+        error=error,
+        rev=run.rev + 1,
+        fence=fence,
+        updated_at=now,
+        ended_at=now,
+        expire_at=None if keep is None else now + timedelta(seconds=keep),
+        due_at=None,
+        worker=None,
+        claim=None,
+        awaiting=[],
+        attempts=[],
+    )
