@@ -107,6 +107,8 @@ def _command(binary: Path, directory: DataDirectory, port: int, cache_gb: float)
         *("--wiredTigerCacheSizeGB", str(cache_gb)),
         *("--wiredTigerEngineConfigString", _ENGINE),
         *("--setParameter", "diagnosticDataCollectionEnabled=false"),
+        # A member that isn't primary would wait 15 s for clients to go elsewhere.
+        *("--setParameter", "shutdownTimeoutMillisForSignaledShutdown=0"),
     ]
 
 

@@ -55,7 +55,7 @@ class ReplicaSet:
             # Looked at anew each time: just after a start the configuration isn't loaded yet.
             host = self._configured_host()
             if host is None:
-                self._command("replSetInitiate", self._configuration())
+                self._command({"replSetInitiate": self._configuration()})
             elif host != self._address:
                 self._move()
             self._deadline.pause(f"mongod at {self._address} didn't become primary in time.")
@@ -81,11 +81,11 @@ class ReplicaSet:
         config = self._client.admin.command("replSetGetConfig")["config"]
         config["members"] = self._configuration()["members"]
         config["version"] += 1
-        self._command("replSetReconfig", config, force=True)
+        self._command({"replSetReconfig": config, "force": True})
 
-    def _command(self, name: str, config: dict[str, Any], **options: bool) -> None:
+    def _command(self, command: dict[str, Any]) -> None:
         try:
-            self._client.admin.command(name, config, **options)
+            self._client.admin.command(command)
         except OperationFailure as error:
             if error.code not in _IN_PROGRESS:
                 raise
