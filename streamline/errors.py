@@ -65,6 +65,7 @@ class StreamlineError(Exception):
     """
 
     code: ClassVar[ErrorCode]
+    retryable: ClassVar[bool] = True
 
     def __init__(
         self, message: str, *, run_id: str | None = None, step: str | None = None
@@ -78,6 +79,7 @@ class ValidationError(StreamlineError):
     """An argument, a payload or a definition is not acceptable; nothing was stored."""
 
     code = ErrorCode.VALIDATION_ERROR
+    retryable = False
 
 
 class DefinitionConflict(ValidationError):
@@ -88,6 +90,7 @@ class PayloadTooLarge(StreamlineError):
     """A value is larger than what may be stored; nothing was stored."""
 
     code = ErrorCode.PAYLOAD_TOO_LARGE
+    retryable = False
 
 
 class DataCorruption(StreamlineError):
@@ -241,7 +244,7 @@ class ServerUnavailable(StreamlineError):
 class NonRetryable(Exception):
     """Raise it in a step to end the retries. So does any exception with `retryable = False`."""
 
-    retryable = False
+    retryable: ClassVar[bool] = False
 
 
 class RetryAfter(Exception):

@@ -1,1 +1,18 @@
+"""The pure core: a body on a deterministic loop, driven by journal entries."""
 
+from streamline.replay.commands import Command, SlotCommand, StepCommand, TimerCommand
+from streamline.replay.execution import CANCEL, Execution
+from streamline.replay.outcome import Cancelled, Failed, Outcome, Returned
+
+__all__ = [
+    "CANCEL",
+    "Cancelled",
+    "Command",
+    "Execution",
+    "Failed",
+    "Outcome",
+    "Returned",
+    "SlotCommand",
+    "StepCommand",
+    "TimerCommand",
+]

@@ -1,0 +1,154 @@
+"""`Workflow`: a durable function, and how a run of it is launched."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any, Generic, ParamSpec, TypeVar
+
+from streamline.context import body_runtime
+from streamline.definitions.signature import Signature
+from streamline.definitions.step import StepDefaults
+from streamline.durations import Duration
+from streamline.errors import InvalidState, ValidationError
+from streamline.handles import OnExisting, RunControl, RunHandle, StartOptions, current_engine
+from streamline.ids import check_name
+
+P = ParamSpec("P")
+R_co = TypeVar("R_co", covariant=True)
+OnFailure = Callable[[Exception], Coroutine[Any, Any, Any]]
+
+
+class Workflow(Generic[P, R_co]):
+    """A durable function; made by `@workflow`.
+
+    `await flow.start(...)` starts a run in the background; `await flow(...)` starts one and waits
+    for its result.
+    """
+
+    def __init__(
+        self,
+        fn: Callable[P, Coroutine[Any, Any, R_co]],
+        *,
+        name: str | None,
+        version: str,
+        timeout: timedelta | None,
+        retention: timedelta | None,
+        step_defaults: StepDefaults,
+        on_failure: OnFailure | None,
+        pin: bool,
+        signature: Signature,
+    ) -> None:
+        if not inspect.iscoroutinefunction(fn):
+            raise ValidationError(f"@workflow needs an `async def`; {fn.__qualname__} isn't one")
+        functools.update_wrapper(self, fn)
+        self.fn = fn
+        self.name = check_name(name or fn.__qualname__, what="a workflow")
+        self.version = check_name(version, what="a version")
+        self.timeout = timeout
+        self.retention = retention
+        self.step_defaults = step_defaults
+        self.on_failure = on_failure
+        self.pin = pin
+        self.signature = signature
+
+    @property
+    def code(self) -> str:
+        """What a new run's `code` is: the name, or `name@version` if its version is pinned."""
+        return f"{self.name}@{self.version}" if self.pin else self.name
+
+    async def start(self, *args: P.args, **kwargs: P.kwargs) -> RunHandle[R_co]:
+        """Start a run in the background; it is durable when this returns.
+
+        Raises:
+            ValidationError: The arguments don't fit the function, or can't be stored.
+            PayloadTooLarge: They are larger than may be stored.
+            InvalidState: No engine is started.
+            ServerUnavailable: MongoDB doesn't answer.
+        """
+        return await current_engine().start_run(self, args, kwargs, StartOptions())
+
+    def options(
+        self,
+        *,
+        id: str | None = None,
+        start_at: datetime | None = None,
+        delay: Duration | None = None,
+        context: Mapping[str, Any] | None = None,
+        meta: Mapping[str, Any] | None = None,
+        tags: Sequence[str] | None = None,
+        priority: int = 0,
+        tenant: str | None = None,
+        expire_after: Duration | None = None,
+        on_existing: OnExisting = "reuse",
+        engine: RunControl | None = None,
+    ) -> Launch[P, R_co]:
+        """Return a launch with options: `await flow.options(id="o-1").start(...)`.
+
+        Args:
+            id: The run's id, an idempotency key: a second start with it returns the same run.
+            start_at: Not before this instant (aware); a past one is now.
+            delay: Not before so long from now.
+            context: The run's own state to begin with.
+            meta: Whatever the caller wants to keep with the run.
+            tags: Words to find it by.
+            priority: Kept with the run.
+            tenant: Kept with the run.
+            expire_after: The document is deleted so long after the run's end.
+            on_existing: If a run of this id has ended: `"reuse"` its result, `"fail"` with
+                `RunConflict`, or `"restart"` it with the new input.
+            engine: Another engine than the current one.
+        """
+        options = StartOptions(
+            id=id,
+            start_at=start_at,
+            delay=delay,
+            context=context,
+            meta=meta,
+            tags=tags,
+            priority=priority,
+            tenant=tenant,
+            expire_after=expire_after,
+            on_existing=on_existing,
+        )
+        return Launch(self, options, engine)
+
+    def handle(self, run_id: str) -> RunHandle[R_co]:
+        """Return the handle of a run of this workflow, whether it exists or not."""
+        return RunHandle(current_engine(), run_id)
+
+    async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
+        body = body_runtime()
+        if body is not None:
+            raise InvalidState(
+                f"run {body.run.id!r} called workflow {self.name!r} in its body; child workflows "
+                "are not part of this release. Start it in a @step and wait for a message",
+                run_id=body.run.id,
+            )
+        return await (await self.start(*args, **kwargs)).result()
+
+    def __repr__(self) -> str:
+        return f"<workflow {self.name} {self.version}>"
+
+
+class Launch(Generic[P, R_co]):
+    """A workflow with the options of one start."""
+
+    def __init__(
+        self, flow: Workflow[P, R_co], options: StartOptions, engine: RunControl | None
+    ) -> None:
+        self._flow = flow
+        self._options = options
+        self._engine = engine
+
+    async def start(self, *args: P.args, **kwargs: P.kwargs) -> RunHandle[R_co]:
+        """Start a run as `Workflow.start` does, and with the same errors.
+
+        Raises:
+            RunConflict: The id belongs to a run of another workflow or input, or to an ended run
+                with `on_existing="fail"`.
+        """
+        engine = self._engine or current_engine()
+        return await engine.start_run(self._flow, args, kwargs, self._options)

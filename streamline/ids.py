@@ -1,0 +1,35 @@
+"""Ids: of runs and messages (UUIDv7, so that they sort by creation), and the names they may hold."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+import uuid
+
+from streamline.errors import ValidationError
+
+_NAME = re.compile(r"[A-Za-z0-9_.:<>-]{1,100}")
+
+
+def new_id() -> str:
+    """Return a new UUIDv7 (RFC 9562) as text."""
+    milliseconds = time.time_ns() // 1_000_000
+    number = (milliseconds & 0xFFFF_FFFF_FFFF) << 80 | int.from_bytes(os.urandom(10), "big")
+    number = number & ~(0xF << 76) | 0x7 << 76
+    number = number & ~(0x3 << 62) | 0x2 << 62
+    return str(uuid.UUID(int=number))
+
+
+def check_name(name: str, *, what: str) -> str:
+    """Return a name of a workflow, step, channel or wait if it is acceptable.
+
+    Raises:
+        ValidationError: It is empty, longer than 100 characters, or holds other characters than
+            letters, digits and `_ . : < > -`.
+    """
+    if not _NAME.fullmatch(name):
+        raise ValidationError(
+            f"{what} can't be named {name!r}: use 1 to 100 letters, digits and _ . : < > -"
+        )
+    return name

@@ -1,0 +1,229 @@
+"""What is stored and what is asked of a store: plain frozen data, no behaviour beyond itself.
+
+`Run` mirrors one document of `workflow_runs`; its journal is made of `Entry`s. A `Commit` is the
+one conditional update by which a worker writes. Payloads (`input`, `value`, `output`, `payload`,
+...) are BSON-native data made by the codec.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+from streamline.codec import Failure
+
+
+class Status(StrEnum):
+    """Where a run is in its life."""
+
+    DRAFT = "draft"  # due later, never claimed yet
+    QUEUED = "queued"  # due now, held by nobody
+    RUNNING = "running"  # claimed by a worker
+    WAITING = "waiting"  # parked: for a time, a retry or a message
+    PAUSED = "paused"  # set aside until `unpause`
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def ended(self) -> bool:
+        """Whether a run in this status will never go on."""
+        return self in ENDED
+
+
+ENDED = frozenset({Status.DONE, Status.FAILED, Status.CANCELLED})
+
+
+class EntryKind(StrEnum):
+    """What a journal entry tells."""
+
+    STEP = "step"  # a step ended, with a value or an error
+    TIMER = "timer"  # a timer fired
+    MESSAGE = "message"  # a slot took a message; or a cancel reached the run
+    ATTEMPT = "attempt"  # an attempt of a step failed and another will follow; resolves nothing
+    PATCH = "patch"  # the run took the new side of `patched()`; resolves nothing
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One thing that happened to a run.
+
+    `id` is the id of the command that it answers (`charge`, `sleep#3`), `at` when it happened by
+    the server's clock, `fence` the claim under which it was written.
+    """
+
+    id: str
+    kind: EntryKind
+    at: datetime
+    fence: int
+    value: Any = None
+    error: Failure | None = None
+    context: dict[str, Any] | None = None  # what the step set, merged at this point
+    attempt: int = 0
+    started_at: datetime | None = None
+    retry_at: datetime | None = None
+    message: str | None = None  # the id of the message taken
+
+
+class MessageKind(StrEnum):
+    """What a message wants."""
+
+    SEND = "send"  # to the mailbox channel `name`
+    RESUME = "resume"  # to the slot with the id `name`
+    CANCEL = "cancel"
+    PAUSE = "pause"
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Something for a run that its body hasn't taken yet. `id` is unique within the run."""
+
+    id: str
+    kind: MessageKind
+    at: datetime
+    name: str = ""
+    payload: Any = None
+
+
+class SlotKind(StrEnum):
+    """Which messages fit an open slot."""
+
+    WAIT = "wait"
+    RECEIVE = "receive"
+
+
+class Slot(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A place where the body waits for a message. `name` is the wait's name, or the channel."""
+
+    id: str
+    kind: SlotKind
+    name: str
+    since: datetime
+    reason: str | None = None
+    data: Any = None
+    type: Any = None  # a type reference; see codec.typeref
+    deadline: datetime | None = None
+
+
+class Attempt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A step that is running: its id, the number of the attempt (from 1), its last heartbeat."""
+
+    id: str
+    attempt: int
+    started_at: datetime
+    heartbeat: Any = None
+
+
+class Input(msgspec.Struct, frozen=True, kw_only=True):
+    """The encoded arguments of a run."""
+
+    args: list[Any] = []
+    kwargs: dict[str, Any] = {}
+
+
+class Run(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One run, as stored. `journal` may be left out of what a store returns where it says so.
+
+    `code` names the code that may take the run: the workflow's name, or `name@version` of a pinned
+    one. `due_at` is when any worker may next claim it: now when queued, the earliest timer or
+    retry when waiting, the end of the lease when running, absent when only a message can wake it.
+    """
+
+    id: str = msgspec.field(name="_id")
+    workflow: str
+    version: str
+    code: str
+    status: Status
+    input: Input
+    python: str  # minor version under which it began
+    created_at: datetime
+    updated_at: datetime
+    context: dict[str, Any] = {}
+    meta: dict[str, Any] = {}
+    tags: list[str] = []
+    tenant: str | None = None
+    priority: int = 0
+    output: Any = None
+    error: Failure | None = None
+    journal: list[Entry] = []
+    journal_base: int = 0
+    rev: int = 0
+    inbox: list[Message] = []
+    inbox_seq: int = 0
+    awaiting: list[Slot] = []
+    attempts: list[Attempt] = []
+    recoveries: int = 0
+    worker: str | None = None
+    claim: str | None = None
+    fence: int = 0
+    due_at: datetime | None = None
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    expire_after: float | None = None  # seconds from the end to the deletion
+    expire_at: datetime | None = None
+
+
+class Claim(msgspec.Struct, frozen=True, kw_only=True):
+    """Who claims, and for how long. `id` is unique per call, so that what it took can be told."""
+
+    id: str
+    worker: str
+    lease: float  # seconds
+
+
+class Commit(msgspec.Struct, frozen=True, kw_only=True):
+    """One conditional update: what happened to a run and what follows from it.
+
+    Applied only if the run still has `fence` and `rev`, and `inbox_seq` where one is given; then
+    `rev` is one more. Fields that are None stay as they are, but `due_at`: a commit to `waiting`
+    sets it or, if None, removes it; one to `running` keeps the lease; all others remove it.
+    """
+
+    run_id: str
+    fence: int
+    rev: int
+    status: Status
+    entries: tuple[Entry, ...] = ()
+    consumed: tuple[str, ...] = ()  # ids of messages that leave the inbox
+    inbox_seq: int | None = None
+    due_at: datetime | None = None
+    awaiting: tuple[Slot, ...] | None = None
+    attempts: tuple[Attempt, ...] | None = None
+    context: Mapping[str, Any] | None = None
+    output: Any = None
+    error: Failure | None = None
+    ended_at: datetime | None = None
+    expire_at: datetime | None = None
+    archive: tuple[Entry, ...] = ()  # all entries now in the document, to be moved out of it
+    journal_base: int = 0  # the index of the first of `archive` (its count is added by the commit)
+
+
+class CommitResult(StrEnum):
+    """What became of a commit."""
+
+    LANDED = "landed"
+    INBOX_MOVED = "inbox_moved"  # a message came in since `inbox_seq`; nothing was written
+    LOST = "lost"  # the claim is another's, or the run has ended; nothing was written
+
+
+class PostResult(StrEnum):
+    """What became of a message."""
+
+    POSTED = "posted"
+    DUPLICATE = "duplicate"  # a message with this id was taken or lies there already
+    NO_RUN = "no_run"
+    ENDED = "ended"
+    NO_SLOT = "no_slot"  # the slot to be closed isn't open
+    FULL = "full"  # the inbox would grow past its limit
+
+
+class Notice(msgspec.Struct, frozen=True, kw_only=True):
+    """A hint that a run changed. Hints may be lost or doubled; nothing may rely on them."""
+
+    run_id: str
+    code: str | None = None
+    status: Status | None = None
+    due_at: datetime | None = None
+    inbox_seq: int | None = None

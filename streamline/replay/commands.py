@@ -1,0 +1,71 @@
+"""What a body asks for. A command has its id from the moment it is called."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import dataclasses
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from streamline.definitions import Step
+from streamline.model import EntryKind, Slot
+
+
+class Command(msgspec.Struct, kw_only=True):
+    """Base of all commands: the id, and what is resolved when its entry comes."""
+
+    id: str
+
+
+class StepCommand(Command, kw_only=True):
+    """Run a step. The arguments are the body's own objects, detached from later changes."""
+
+    step: Step[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    future: asyncio.Future[Any]
+
+
+class TimerCommand(Command, kw_only=True):
+    """Fire at an instant."""
+
+    due: datetime
+    handle: asyncio.TimerHandle
+
+
+class SlotCommand(Command, kw_only=True):
+    """Open a slot for a message."""
+
+    slot: Slot
+    type: Any
+    future: asyncio.Future[Any]
+
+
+KINDS: dict[type[Command], EntryKind] = {
+    StepCommand: EntryKind.STEP,
+    TimerCommand: EntryKind.TIMER,
+    SlotCommand: EntryKind.MESSAGE,
+}
+"""Which kind of entry resolves a command."""
+
+_ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes, datetime})
+
+
+def detach(value: Any) -> Any:
+    """Return an argument that a step may change without the body seeing it.
+
+    A replay doesn't run the step, so a change would be seen on the first pass only. Data is copied;
+    what can't be copied, or is no data (a client, a function), is passed as it is.
+    """
+    if type(value) in _ATOMS:
+        return value
+    is_data = isinstance(value, (list, dict, set, tuple, bytearray, msgspec.Struct))
+    if not (is_data or dataclasses.is_dataclass(value) or hasattr(value, "model_fields_set")):
+        return value
+    try:
+        return copy.deepcopy(value)
+    except Exception:  # noqa: BLE001 - an object may refuse to be copied in any way it likes
+        return value

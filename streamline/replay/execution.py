@@ -1,0 +1,419 @@
+"""`Execution`: one run's body on its loop. Entries go in, commands and in the end an outcome come out.
+
+A pure function of (definition, input, journal so far), taken one entry at a time; live and replay
+do exactly the same. It does no I/O, reads no clock and knows no store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import random
+from asyncio import futures
+from collections.abc import Coroutine, Iterable, Mapping
+from datetime import datetime, timedelta
+from types import MappingProxyType
+from typing import Any, NoReturn
+
+from streamline.clock import from_seconds
+from streamline.codec import Failure, decode, decode_exception, encode, type_reference
+from streamline.context import BodyRuntime, enter_runtime
+from streamline.definitions import Step, Workflow
+from streamline.errors import (
+    BodyNotPure,
+    InvalidState,
+    NonDeterminism,
+    StepNotFound,
+    ValidationError,
+)
+from streamline.model import Entry, EntryKind, Run, Slot, SlotKind
+from streamline.replay.commands import KINDS, Command, SlotCommand, StepCommand, TimerCommand, detach
+from streamline.replay.loop import ReplayLoop
+from streamline.replay.outcome import Cancelled, Failed, Outcome, Returned
+
+_log = logging.getLogger(__name__)
+
+CANCEL = "cancel"
+"""The id of an entry by which a cancel reaches the body; it answers no command."""
+DEADLINE = "deadline"
+"""The id of the timer of the workflow's own timeout."""
+
+
+class Execution(BodyRuntime):
+    """The body of one run.
+
+    Args:
+        run: The run as claimed; its journal is not read here.
+        workflow: The definition whose body runs.
+        limit: How many bytes a payload may have.
+        recorded: All entries that will be replayed; which ids are recorded is known beforehand.
+    """
+
+    def __init__(
+        self, run: Run, workflow: Workflow[..., Any], *, limit: int, recorded: Iterable[Entry] = ()
+    ) -> None:
+        self.run = run
+        self.workflow = workflow
+        self.open: dict[str, Command] = {}
+        self.issued: list[Command] = []
+        self.withdrawn: list[str] = []
+        self.new_patches: list[str] = []
+        self.context_changed = False
+        self.position = 0
+        self.cancels = 0
+        self.step_errors: list[tuple[BaseException, Failure]] = []
+        self._limit = limit
+        self._now = run.started_at or run.created_at
+        self._loop = ReplayLoop(run.id, self, self._now.timestamp())
+        self._counts: dict[str, int] = {}
+        # By id(): a TimerHandle compares equal to another with the same time and callback.
+        self._timers: dict[int, str] = {}
+        self._outputs: dict[str, tuple[Any, Any]] = {}
+        self._context: dict[str, Any] = dict(run.context)
+        self._main: asyncio.Task[Any] | None = None
+        self._timed_out = False
+        self._outcome: Outcome | None = None
+        self._replaying = False
+        self._rng: random.Random | None = None
+        recorded = list(recorded)
+        self._recorded = {entry.id for entry in recorded if entry.kind is EntryKind.STEP}
+        self._patches = {entry.id: True for entry in recorded if entry.kind is EntryKind.PATCH}
+
+    # -- driving ----------------------------------------------------------------------------------
+
+    def start(self, *, replaying: bool = False) -> None:
+        """Begin the body and run it until it stands still.
+
+        Raises:
+            ValidationError: The stored input doesn't fit the function.
+        """
+        args, kwargs = self.workflow_input()
+        self._replaying = replaying
+        context = contextvars.copy_context()
+        context.run(enter_runtime, self)
+        self._main = self._loop.create_task(self._body(args, kwargs), name="main", context=context)
+        self._turn()
+        self._replaying = False
+
+    def replay(self, entries: Iterable[Entry]) -> None:
+        """Apply entries that are recorded already.
+
+        Raises:
+            NonDeterminism: One of them doesn't answer what the body asks for.
+        """
+        for entry in entries:
+            self._replaying = True
+            self.apply(entry)
+        self._replaying = False
+
+    def apply(self, entry: Entry) -> None:
+        """Apply one entry and run the body until it stands still.
+
+        Raises:
+            NonDeterminism: It doesn't answer what the body asks for.
+        """
+        self._now = entry.at
+        self._loop.now = entry.at.timestamp()
+        if entry.kind is EntryKind.ATTEMPT:
+            self._expect(entry, self.open.get(entry.id))
+        elif entry.kind is EntryKind.MESSAGE and entry.id == CANCEL:
+            self._cancel(entry)
+        elif entry.kind is not EntryKind.PATCH:
+            self._resolve(entry, self._expect(entry, self.open.pop(entry.id, None)))
+        self.position += 1
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """How the body ended; None while it goes on."""
+        return self._outcome
+
+    def take_issued(self) -> list[Command]:
+        """Return the commands issued since the last call, that are still open."""
+        issued = [command for command in self.issued if self.open.get(command.id) is command]
+        self.issued.clear()
+        return issued
+
+    def take_withdrawn(self) -> list[str]:
+        """Return the ids of the commands withdrawn since the last call."""
+        withdrawn = list(self.withdrawn)
+        self.withdrawn.clear()
+        return withdrawn
+
+    def evict(self) -> None:
+        """Drop the body; nothing that its `finally` blocks ask for happens."""
+        self._loop.evict()
+
+    def _turn(self) -> None:
+        try:
+            self._loop.turn()
+        except (SystemExit, KeyboardInterrupt):
+            # asyncio lets these out of the loop; the task holds them too, and `_settle` finds it.
+            _log.warning("the body of run %r raised out of its loop", self.run.id)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Note the outcome if the body has ended, and fail one that nothing can wake."""
+        main = self._main
+        if main is None or self._outcome is not None:
+            return
+        if not main.done():
+            if not (self.open.keys() - {DEADLINE}):
+                self._outcome = Failed(self._stuck(), stuck=True)
+        elif main.cancelled():
+            self._outcome = Cancelled()
+        elif (error := main.exception()) is not None:
+            self._outcome = Failed(error)
+        else:
+            self._outcome = Returned(main.result())
+
+    def _stuck(self) -> BodyNotPure:
+        return BodyNotPure(
+            f"Run {self.run.id!r}: the workflow body awaits something that nothing can resolve: "
+            "no step, timer or message is open. Await a @step, sleep(), wait() or receive() "
+            "instead, or do this in a @step.",
+            run_id=self.run.id,
+        )
+
+    async def _body(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        try:
+            return await self._bounded(args, kwargs)
+        except Exception as error:
+            if self.workflow.on_failure is None:
+                raise
+            await self.workflow.on_failure(error)
+            raise
+
+    async def _bounded(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        timeout = self.workflow.timeout
+        if timeout is None:
+            return await self.workflow.fn(*args, **kwargs)
+        deadline = self._loop.call_later(timeout.total_seconds(), self._time_out)
+        try:
+            return await self.workflow.fn(*args, **kwargs)
+        except asyncio.CancelledError:
+            if not self._timed_out:
+                raise
+            raise TimeoutError(
+                f"run {self.run.id!r} took longer than the timeout of {self.workflow!r}: {timeout}"
+            ) from None
+        finally:
+            deadline.cancel()
+
+    def _time_out(self) -> None:
+        self._timed_out = True
+        if self._main is not None:
+            self._main.cancel()
+
+    # -- entries ----------------------------------------------------------------------------------
+
+    def _expect(self, entry: Entry, command: Command | None) -> Command:
+        kind = EntryKind.STEP if entry.kind is EntryKind.ATTEMPT else entry.kind
+        if command is None or KINDS[type(command)] is not kind:
+            self._diverge(entry)
+        return command
+
+    def _diverge(self, entry: Entry) -> NoReturn:
+        asked = ("the end of the run",) if self.outcome else tuple(self.open) or ("nothing",)
+        code_asked = ", ".join(repr(name) for name in asked[:5])
+        python = f" (it began under Python {self.run.python})"
+        raise NonDeterminism(
+            f"Run {self.run.id!r} diverged at entry {self.position}: recorded {entry.kind.value} "
+            f"{entry.id!r}, the code asked for {code_asked}{python}. Restore the old order, or "
+            "guard the change with patched(); then unpause the run.",
+            run_id=self.run.id,
+            step=entry.id,
+            position=self.position,
+            recorded=entry.id,
+            asked=asked,
+        )
+
+    def _resolve(self, entry: Entry, command: Command) -> None:
+        if entry.context:
+            self._context.update(entry.context)
+        if isinstance(command, TimerCommand):
+            self._timers.pop(id(command.handle), None)
+            self._loop.fire(command.handle)
+        elif isinstance(command, StepCommand):
+            self._resolve_step(entry, command)
+        elif isinstance(command, SlotCommand):
+            self._resolve_slot(entry, command)
+        self._turn()
+
+    def _resolve_step(self, entry: Entry, command: StepCommand) -> None:
+        if entry.error is not None:
+            error = decode_exception(entry.error, run_id=self.run.id)
+            self.step_errors.append((error, entry.error))
+            command.future.set_exception(error)
+            return
+        returns = command.step.signature.returns
+        what = f"the recorded result of step {entry.id!r} of run {self.run.id!r}"
+        try:
+            value = decode(entry.value, returns, what=what)
+        except ValidationError as error:
+            raise NonDeterminism(
+                f"Run {self.run.id!r}, entry {self.position}: {error}. Restore the old type; "
+                "then unpause the run.",
+                run_id=self.run.id,
+                step=entry.id,
+                position=self.position,
+                recorded=entry.id,
+            ) from error
+        self._outputs[entry.id] = (entry.value, returns)
+        command.future.set_result(value)
+
+    def _resolve_slot(self, entry: Entry, command: SlotCommand) -> None:
+        what = f"the message for {entry.id!r} of run {self.run.id!r}"
+        try:
+            command.future.set_result(decode(entry.value, command.type, what=what))
+        except ValidationError as error:
+            command.future.set_exception(error)
+
+    def _cancel(self, entry: Entry) -> None:
+        self.cancels += 1
+        if self._main is not None:
+            self._main.cancel(entry.value)
+            self._turn()
+
+    # -- commands ---------------------------------------------------------------------------------
+
+    def call_step(
+        self, step: Step[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Coroutine[Any, Any, Any]:
+        self._refuse_if_evicted()
+        return self._perform_step(self._next_id(step.name), step, args, kwargs)
+
+    async def _perform_step(
+        self, id_: str, step: Step[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        self._refuse_if_evicted()
+        if id_ not in self._recorded:
+            args = tuple(detach(value) for value in args)
+            kwargs = {name: detach(value) for name, value in kwargs.items()}
+        future = self._loop.create_future()
+        self._issue(StepCommand(id=id_, step=step, args=args, kwargs=kwargs, future=future))
+        return await self._answer(id_, future)
+
+    def open_slot(
+        self,
+        kind: SlotKind,
+        name: str | None,
+        *,
+        type: Any,
+        reason: str | None = None,
+        data: Any = None,
+        timeout: float | None = None,
+    ) -> Coroutine[Any, Any, Any]:
+        self._refuse_if_evicted()
+        id_ = self._next_id(f"{kind.value}:{name}" if name else kind.value)
+        slot = Slot(
+            id=id_,
+            kind=kind,
+            name=name or id_,
+            since=self._now,
+            reason=reason,
+            data=encode(data, what=f"the data of {id_!r}", limit=self._limit),
+            type=type_reference(type),
+            deadline=None if timeout is None else self._now + timedelta(seconds=timeout),
+        )
+        return self._await_message(slot, type)
+
+    async def _await_message(self, slot: Slot, type: Any) -> Any:
+        self._refuse_if_evicted()
+        future = self._loop.create_future()
+        self._issue(SlotCommand(id=slot.id, slot=slot, type=type, future=future))
+        return await self._answer(slot.id, future)
+
+    async def _answer(self, id_: str, future: asyncio.Future[Any]) -> Any:
+        try:
+            return await future
+        except asyncio.CancelledError:
+            if future.cancelled() and not self._loop.evicted:
+                self._withdraw(id_)
+            raise
+
+    def _issue(self, command: Command) -> None:
+        self.open[command.id] = command
+        self.issued.append(command)
+
+    def _withdraw(self, id_: str) -> None:
+        if self.open.pop(id_, None) is not None:
+            self.withdrawn.append(id_)
+
+    def _next_id(self, name: str) -> str:
+        count = self._counts.get(name, 0) + 1
+        self._counts[name] = count
+        return name if count == 1 else f"{name}#{count}"
+
+    def _refuse_if_evicted(self) -> None:
+        if self._loop.evicted:
+            raise asyncio.CancelledError(f"run {self.run.id!r} was dropped from memory")
+
+    # -- the loop's owner -------------------------------------------------------------------------
+
+    def timer_armed(self, handle: asyncio.TimerHandle) -> None:
+        id_ = self._next_id(self._timer_name(handle))
+        # Upwards to the millisecond: a timer must never fire early.
+        due = from_seconds(handle.when() + 0.000999)
+        self._timers[id(handle)] = id_
+        self._issue(TimerCommand(id=id_, due=due, handle=handle))
+
+    def timer_cancelled(self, handle: asyncio.TimerHandle) -> None:
+        id_ = self._timers.pop(id(handle), None)
+        if id_ is not None:
+            self._withdraw(id_)
+
+    def loop_failed(self, message: str, error: BaseException | None) -> None:
+        _log.warning("run %r: %s", self.run.id, message, exc_info=error)
+
+    def _timer_name(self, handle: asyncio.TimerHandle) -> str:
+        callback = handle._callback  # type: ignore[attr-defined]
+        if callback == self._time_out:
+            return DEADLINE
+        is_sleep = callback is futures._set_result_unless_cancelled  # type: ignore[attr-defined]
+        return "sleep" if is_sleep else "timeout"
+
+    # -- what the body asks (BodyRuntime) ---------------------------------------------------------
+
+    @property
+    def replaying(self) -> bool:
+        return self._replaying or self._loop.evicted
+
+    @property
+    def context(self) -> Mapping[str, Any]:
+        return MappingProxyType(self._context)
+
+    def set_context(self, changes: Mapping[str, Any]) -> None:
+        what = f"the context of run {self.run.id!r}"
+        self._context.update(encode(dict(changes), what=what, limit=self._limit))
+        self.context_changed = True
+
+    def output_of(self, step_id: str) -> Any:
+        if step_id not in self._outputs:
+            raise StepNotFound(
+                f"run {self.run.id!r} has no recorded output of step {step_id!r}",
+                run_id=self.run.id,
+                step=step_id,
+            )
+        encoded, returns = self._outputs[step_id]
+        return decode(encoded, returns, what=f"the output of {step_id!r}")
+
+    def workflow_input(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        what = f"the input of run {self.run.id!r} of workflow {self.run.workflow!r}"
+        return self.workflow.signature.decode_input(self.run.input, what=what)
+
+    def now(self) -> datetime:
+        return self._now
+
+    @property
+    def rng(self) -> random.Random:
+        if self._rng is None:
+            self._rng = random.Random(self.run.id)
+        return self._rng
+
+    def patched(self, patch_id: str) -> bool:
+        if patch_id not in self._patches:
+            self._patches[patch_id] = not self._replaying
+            if not self._replaying:
+                self.new_patches.append(patch_id)
+        return self._patches[patch_id]

@@ -1,0 +1,222 @@
+"""What the engine asks of a store, cut at the verbs of the domain.
+
+Each rule below has a test in `tests/conformance`, and every store passes that suite. Rules for all
+verbs: data given in and handed out is never shared with what is stored; a verb that returned has
+made its change durable against the loss of any minority of servers; a verb survives failovers and
+lost replies by trying again, and applies its change once; when the server doesn't answer for
+longer than the store's timeout it raises `ServerUnavailable`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Mapping, Sequence
+from datetime import datetime
+
+import msgspec
+
+from streamline.clock import Clock
+from streamline.codec import Failure
+from streamline.model import (
+    Claim,
+    Commit,
+    CommitResult,
+    Entry,
+    Message,
+    Notice,
+    PostResult,
+    Run,
+)
+
+
+class Renewal(msgspec.Struct, frozen=True, kw_only=True):
+    """What a renewal found: the runs whose claim is lost, and the `inbox_seq` of the others."""
+
+    lost: frozenset[str]
+    inbox_seq: dict[str, int]
+
+
+class RunStore(ABC):
+    """Keeps runs; knows nothing of workflows, bodies or replay."""
+
+    clock: Clock
+    """Time as the server sees it; valid after `open`."""
+
+    @abstractmethod
+    async def open(self) -> None:
+        """Connect, set the clock, and make sure of the indexes.
+
+        Raises:
+            ServerUnavailable: Nothing answered within the timeout. No secret of the address shows.
+        """
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Let go of what `open` took; a second call does nothing."""
+
+    # -- starting ---------------------------------------------------------------------------------
+
+    @abstractmethod
+    async def create_run(self, run: Run) -> tuple[Run, bool]:
+        """Insert a run, claimed already where it says so.
+
+        Rules: of several creations of one id, concurrent or not, exactly one inserts; the others
+        get the stored run and False. A creation whose reply was lost and that is tried again with
+        the same `claim` or the same `created_at` and input counts as the one that inserted.
+
+        Returns:
+            The stored run (without its journal when it existed before), and whether it is this one.
+
+        Raises:
+            PayloadTooLarge: The document would be too large.
+        """
+
+    @abstractmethod
+    async def replace_run(self, run: Run, *, rev: int, fence: int) -> bool:
+        """Put a new run in the place of an ended one of the same id, archived journal and all.
+
+        Rules: only if it is ended and still has `rev` and `fence`; the caller gives the new run
+        `fence + 1` or more, so that no old claim fits it.
+        """
+
+    # -- reading ----------------------------------------------------------------------------------
+
+    @abstractmethod
+    async def load_run(self, run_id: str) -> Run | None:
+        """Return a run with the part of its journal that is in the document.
+
+        Raises:
+            DataCorruption: The document can't be read as a run.
+        """
+
+    @abstractmethod
+    async def load_archive(self, run_id: str, until: int) -> list[Entry]:
+        """Return the journal entries with index below `until` that were moved out, in order.
+
+        Raises:
+            DataCorruption: Some are missing.
+        """
+
+    @abstractmethod
+    async def load_ended(self, run_ids: Sequence[str]) -> list[Run]:
+        """Return those of the runs that have ended, without journals, in one query."""
+
+    @abstractmethod
+    async def next_due(self, codes: Sequence[str]) -> datetime | None:
+        """Return the earliest `due_at` among the runs of these codes, past ones too."""
+
+    # -- claims -----------------------------------------------------------------------------------
+
+    @abstractmethod
+    async def claim_due(self, claim: Claim, codes: Sequence[str], limit: int) -> list[Run]:
+        """Claim up to `limit` runs of these codes that are due, the longest due first.
+
+        Rules: a run is claimed only if `due_at` has come; so never an ended or a paused one, nor
+        one whose lease is live. Each claim sets `status` to running, `worker`, `claim`,
+        `fence + 1`, `due_at` to the end of the lease by the server's clock, and `started_at` if it
+        is not set. A run found running (its lease ran out) has `recoveries + 1`. Of concurrent
+        claims of one run exactly one gets it. Claims of several workers spread over what is due.
+        A document that can't be read as a run is set aside: it is marked failed with
+        `DATA_CORRUPTION`, has no `due_at`, and the other runs are claimed all the same.
+
+        Returns:
+            The runs as they are after the claim.
+        """
+
+    @abstractmethod
+    async def claim_run(self, claim: Claim, run_id: str) -> Run | None:
+        """Claim this run if it is due; the rules of `claim_due` hold. None if it can't be had."""
+
+    @abstractmethod
+    def renew(self, worker: str, held: Mapping[str, int], lease: float) -> Renewal:
+        """Extend the leases of all runs that a worker holds, given as run id -> fence.
+
+        Rules: blocking, and called from a thread of its own, so that it works while the event loop
+        is blocked. A run is extended only if it is running under that worker and fence; else it is
+        reported as lost. `rev` stays.
+        """
+
+    @abstractmethod
+    async def release(self, run_id: str, fence: int) -> bool:
+        """Hand a claim back: queued, due now, held by nobody. False if the claim was lost.
+
+        Rule: not a recovery; the next claim leaves `recoveries` as they are.
+        """
+
+    @abstractmethod
+    async def claim_holders(self) -> list[str]:
+        """Return the ids of the workers that hold a claim at present."""
+
+    @abstractmethod
+    async def expire_claims(self, worker: str) -> int:
+        """Make the runs that a dead worker holds due now; returns how many.
+
+        Rule: they count as recoveries when they are claimed.
+        """
+
+    # -- advancing --------------------------------------------------------------------------------
+
+    @abstractmethod
+    async def commit(self, commit: Commit) -> CommitResult:
+        """Apply a commit whole, or not at all.
+
+        Rules: refused as LOST unless the run is running under `fence` and has `rev`; refused as
+        INBOX_MOVED if `inbox_seq` is given and another. A commit that landed but whose reply was
+        lost lands when it is tried again. `entries` are appended in order. `consumed` messages
+        leave the inbox; others stay. With `archive`, those entries are first made durable outside
+        the document (the same archive written twice does no harm), then removed from it in the same
+        update. Any other status than running lets go of the claim (`worker`, `claim`) and
+        empties `attempts`; an ended one also empties `awaiting` and removes `due_at`. A commit with
+        entries sets `recoveries` to 0. Every commit sets `updated_at` by the server's clock.
+
+        Raises:
+            PayloadTooLarge: The document would be too large; nothing was written.
+        """
+
+    @abstractmethod
+    async def heartbeat(self, run_id: str, fence: int, step: str, details: object) -> bool:
+        """Record details in the running attempt of a step. False if the claim was lost."""
+
+    # -- messages and control ---------------------------------------------------------------------
+
+    @abstractmethod
+    async def post(self, run_id: str, message: Message, *, slot: str | None = None) -> PostResult:
+        """Put a message in a run's inbox and wake the run.
+
+        Rules: in one update: the message is appended, `inbox_seq + 1`, and a waiting run is due
+        now (a paused one only by a cancel: it becomes waiting, due now). With `slot`, that slot is
+        closed in the same update, so of several posts to it one wins and the others get NO_SLOT.
+        A message id that the run has or ever had is a DUPLICATE and changes nothing, also when the
+        entry that took it was archived. Of the results, the first that applies: NO_RUN, DUPLICATE,
+        ENDED, NO_SLOT, FULL. An inbox holds at most `inbox_limit` bytes.
+        """
+
+    @abstractmethod
+    async def cancel_unstarted(self, run_id: str, error: Failure) -> bool:
+        """End a draft or queued run that was never claimed (`fence` 0) as cancelled, at once."""
+
+    @abstractmethod
+    async def terminate(self, run_id: str, error: Failure) -> bool:
+        """End a run as cancelled without asking it; its worker's claim is lost (`fence + 1`).
+
+        Returns:
+            False if it had ended, or there is none.
+        """
+
+    @abstractmethod
+    async def unpause(self, run_id: str) -> bool:
+        """Make a paused run queued and due now, its `error` removed; or take back a pause.
+
+        Rules: True if it was paused, or a pause lay in its inbox (which is taken out; `inbox_seq`
+        is one more). Else False, and nothing changes.
+        """
+
+    # -- notices ----------------------------------------------------------------------------------
+
+    @abstractmethod
+    def watch(self) -> AsyncIterator[Notice]:
+        """Yield a notice for each change, of any process, that may concern workers or waiters.
+
+        That is: a run became due now, got a message, or ended. Ends at once where the store can't
+        tell (then callers poll); raises `ServerUnavailable` when the connection fails for good.
+        """

@@ -1,0 +1,173 @@
+"""`StepAttempt`: one attempt of one step, on the real event loop, and what came of it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from types import MappingProxyType
+from typing import Any
+
+import msgspec
+
+from streamline.codec import decode, encode
+from streamline.context import StepRuntime, enter_runtime
+from streamline.errors import InvalidState, StepTimeout
+from streamline.replay import Execution, StepCommand
+
+_log = logging.getLogger(__name__)
+
+CANCEL_GRACE = 5.0
+"""Seconds that a step gets for its cleanup after its timeout, before it is left behind."""
+
+
+class AttemptResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What came of an attempt: an encoded value, or an error."""
+
+    value: Any = None
+    error: BaseException | None = None
+    context: dict[str, Any] | None = None
+    returned: Any = None  # the live object, for retry strategies that look at results
+
+
+class StepAttempt(StepRuntime):
+    """One attempt; `run()` never raises but when it is cancelled from outside.
+
+    Args:
+        execution: The run's body, for what the step may read of it.
+        command: Which step, with which arguments.
+        attempt: The number of the attempt, from 1.
+        timeout: How long it may take.
+        last_heartbeat: The details of an earlier attempt's last heartbeat.
+        on_heartbeat: Called in the event loop with the encoded details of each heartbeat.
+        limit: How many bytes a payload may have.
+    """
+
+    def __init__(
+        self,
+        execution: Execution,
+        command: StepCommand,
+        *,
+        attempt: int,
+        timeout: timedelta | None,
+        last_heartbeat: Any,
+        on_heartbeat: Callable[[Any], None],
+        limit: int,
+    ) -> None:
+        self.run = execution.run
+        self.step_id = command.id
+        self.attempt = attempt
+        self.cancelled = threading.Event()
+        self.last_heartbeat = last_heartbeat
+        self._execution = execution
+        self._command = command
+        self._timeout = None if timeout is None else timeout.total_seconds()
+        self._on_heartbeat = on_heartbeat
+        self._limit = limit
+        self._changes: dict[str, Any] = {}
+        self._loop = asyncio.get_running_loop()
+        self._silence: asyncio.Timeout | None = None
+
+    # -- running ----------------------------------------------------------------------------------
+
+    async def perform(self) -> AttemptResult:
+        """Run the step once and return what came of it, encoded."""
+        try:
+            returned = await self._call_in_time()
+            value = self._encode(returned)
+        except asyncio.CancelledError as error:
+            self.cancelled.set()
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            return AttemptResult(error=error, context=self._changes or None)
+        except BaseException as error:  # noqa: BLE001 - SystemExit too: a step must not end the worker
+            return AttemptResult(error=error, context=self._changes or None)
+        return AttemptResult(value=value, context=self._changes or None, returned=returned)
+
+    def _encode(self, returned: Any) -> Any:
+        what = f"the result of step {self.step_id!r} of run {self.run.id!r}"
+        value = encode(returned, what=what, limit=self._limit)
+        # Read back now: a result that doesn't fit its annotation must fail here, not in a replay.
+        decode(value, self._command.step.signature.returns, what=what)
+        return value
+
+    async def _call_in_time(self) -> Any:
+        silence = self._command.step.options.heartbeat_timeout
+        if self._timeout is None and silence is None:
+            return await self._call()
+        limit = None if silence is None else silence.total_seconds()
+        task = self._loop.create_task(self._call())
+        try:
+            async with asyncio.timeout(self._timeout) as whole, asyncio.timeout(limit) as quiet:
+                self._silence = quiet
+                return await asyncio.shield(task)
+        except TimeoutError:
+            if whole.expired():
+                raise await self._stop(task, f"took longer than {self._timeout:g} s") from None
+            if quiet.expired():
+                raise await self._stop(task, f"sent no heartbeat for {limit:g} s") from None
+            raise
+        except asyncio.CancelledError:
+            task.cancel()
+            raise
+        finally:
+            self._silence = None
+
+    async def _stop(self, task: asyncio.Task[Any], why: str) -> StepTimeout:
+        """Cancel an attempt that is out of time; wait for its cleanup, but not for ever."""
+        self.cancelled.set()
+        task.cancel()
+        await asyncio.wait({task}, timeout=CANCEL_GRACE)
+        what = f"step {self.step_id!r} of run {self.run.id!r}, attempt {self.attempt}, {why}"
+        if not task.done():
+            _log.warning("%s and doesn't end when cancelled; it is left behind", what)
+        elif not task.cancelled() and task.exception() is not None:
+            _log.debug("%s; its cleanup raised", what, exc_info=task.exception())
+        return StepTimeout(what, run_id=self.run.id, step=self.step_id)
+
+    async def _call(self) -> Any:
+        # The task is this attempt's own, so its context is too.
+        enter_runtime(self)
+        return await self._command.step.run_plainly(*self._command.args, **self._command.kwargs)
+
+    # -- what the step asks (StepRuntime) ---------------------------------------------------------
+
+    @property
+    def replaying(self) -> bool:
+        return False
+
+    @property
+    def context(self) -> Mapping[str, Any]:
+        return MappingProxyType({**self._execution.context, **self._changes})
+
+    def set_context(self, changes: Mapping[str, Any]) -> None:
+        what = f"the context of run {self.run.id!r}"
+        self._changes.update(encode(dict(changes), what=what, limit=self._limit))
+
+    def output_of(self, step_id: str) -> Any:
+        return self._execution.output_of(step_id)
+
+    def workflow_input(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return self._execution.workflow_input()
+
+    def heartbeat(self, details: Any) -> None:
+        if self.cancelled.is_set():
+            raise InvalidState(
+                f"step {self.step_id!r} of run {self.run.id!r} was cancelled; stop it",
+                run_id=self.run.id,
+                step=self.step_id,
+            )
+        what = f"the heartbeat of step {self.step_id!r} of run {self.run.id!r}"
+        encoded = encode(details, what=what, limit=self._limit)
+        # Steps in threads beat too; the event loop's thread does the rest.
+        self._loop.call_soon_threadsafe(self._beat, encoded)
+
+    def _beat(self, details: Any) -> None:
+        limit = self._command.step.options.heartbeat_timeout
+        if self._silence is not None and limit is not None and not self._silence.expired():
+            self._silence.reschedule(self._loop.time() + limit.total_seconds())
+        self._on_heartbeat(details)
+

@@ -1,0 +1,79 @@
+"""`News`: the events of one run, kept back until the write that makes them true."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from streamline.codec import decode_exception
+from streamline.events import Event, EventBus
+from streamline.model import Commit, Entry, EntryKind, Run, Status
+
+_OF_STATUS = {
+    Status.DONE: "workflow:completed",
+    Status.FAILED: "workflow:failed",
+    Status.CANCELLED: "workflow:cancelled",
+    Status.PAUSED: "workflow:paused",
+    Status.WAITING: "workflow:waiting",
+}
+
+
+class News:
+    """Gathers what a commit will make true, and tells it once it has."""
+
+    def __init__(self, events: EventBus) -> None:
+        self._events = events
+        self._gathered: list[Event] = []
+
+    def of_entry(self, entry: Entry, run: Run) -> None:
+        """Gather what an entry tells."""
+        if entry.kind is EntryKind.STEP:
+            name = "step:failed" if entry.error is not None else "step:completed"
+        elif entry.kind is EntryKind.ATTEMPT:
+            name = "step:retry-scheduled"
+        else:
+            return
+        self._gather(name, entry.at, run, entry)
+
+    def of_commit(self, commit: Commit, run: Run, now: datetime) -> None:
+        """Gather what a commit's status tells."""
+        name = _OF_STATUS.get(commit.status)
+        if name is not None:
+            error = None if commit.error is None else decode_exception(commit.error, run_id=run.id)
+            data: Any = commit.output if commit.status is Status.DONE else None
+            self._gathered.append(
+                Event(
+                    name=name, at=now, run_id=run.id, workflow=run.workflow, error=error, data=data
+                )
+            )
+
+    def engine_error(self, error: Exception, run: Run, now: datetime) -> None:
+        """Tell at once of something that went wrong around a run."""
+        self._events.emit(
+            Event(name="engine:error", at=now, run_id=run.id, workflow=run.workflow, error=error)
+        )
+
+    def flush(self) -> None:
+        """Tell what was gathered."""
+        gathered, self._gathered = self._gathered, []
+        for event in gathered:
+            self._events.emit(event)
+
+    def clear(self) -> None:
+        """Forget what was gathered: it didn't come true."""
+        self._gathered.clear()
+
+    def _gather(self, name: str, at: datetime, run: Run, entry: Entry) -> None:
+        error = None if entry.error is None else decode_exception(entry.error, run_id=run.id)
+        self._gathered.append(
+            Event(
+                name=name,
+                at=at,
+                run_id=run.id,
+                workflow=run.workflow,
+                step=entry.id,
+                attempt=entry.attempt,
+                error=error,
+                data=entry.value if entry.kind is EntryKind.STEP else entry.retry_at,
+            )
+        )

@@ -1,0 +1,30 @@
+"""What a worker hands to each of its drivers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+
+import msgspec
+
+from streamline.clock import Clock
+from streamline.definitions import Registry, Step
+from streamline.events import EventBus
+from streamline.store import RunStore
+
+
+class Services(msgspec.Struct, frozen=True, kw_only=True):
+    """Shared by all drivers of one worker."""
+
+    store: RunStore
+    clock: Clock
+    events: EventBus
+    registry: Registry
+    payload_limit: int
+    """How many bytes one payload may have."""
+    hold: timedelta
+    """A run whose next timer or retry is nearer than this isn't parked but kept."""
+    max_recoveries: int
+    """How often a claim may go stale without progress before the run is failed."""
+    replace_step: Callable[[Step[..., object]], Step[..., object]] | None = None
+    """Lets tests put another step in the place of one."""

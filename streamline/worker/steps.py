@@ -1,0 +1,289 @@
+"""`StepBoard`: the steps that one run has in hand, their attempts and retries.
+
+Attempts run as tasks on the real loop. What they end with becomes a fact: a journal entry that the
+driver applies and commits. Nothing here writes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Any
+
+import msgspec
+
+from streamline.clock import to_milliseconds
+from streamline.codec import encode_exception
+from streamline.definitions import StepDefaults
+from streamline.errors import ErrorCode, MaxRetriesExceeded, StepFailed, StepTimeout
+from streamline.events import Event
+from streamline.model import Attempt, Entry, EntryKind
+from streamline.replay import Execution, StepCommand
+from streamline.retry import RetryPolicy, Verdict
+from streamline.worker.attempt import AttemptResult, StepAttempt
+from streamline.worker.services import Services
+
+
+class StepState(msgspec.Struct, kw_only=True):
+    """One step in hand: which attempt is next or running, and since when."""
+
+    command: StepCommand
+    policy: RetryPolicy
+    timeout: timedelta | None
+    attempt: int = 1
+    first_started_at: datetime | None = None
+    started_at: datetime | None = None
+    retry_at: datetime | None = None
+    heartbeat: Any = None
+    running: StepAttempt | None = None
+    task: asyncio.Task[None] | None = None
+
+    @property
+    def at_most_once(self) -> bool:
+        """Whether an attempt must be on record before it starts."""
+        return self.command.step.options.semantics == "at_most_once"
+
+
+class StepBoard:
+    """The steps of one run that are asked for and not yet answered.
+
+    Args:
+        services: The worker's.
+        defaults: What the workflow says for its steps.
+        on_change: Called when a fact has come in, or a heartbeat.
+    """
+
+    def __init__(
+        self,
+        services: Services,
+        defaults: StepDefaults,
+        on_change: Callable[[], None],
+        on_heartbeat: Callable[[str, Any], None],
+    ) -> None:
+        self.facts: deque[Entry] = deque()
+        self.fence = 0
+        self._services = services
+        self._defaults = defaults
+        self._on_change = on_change
+        self._on_heartbeat = on_heartbeat
+        self._states: dict[str, StepState] = {}
+
+    # -- what is in hand --------------------------------------------------------------------------
+
+    def add(self, command: StepCommand, *, failures: list[Entry], stored: Attempt | None) -> None:
+        """Take in a step that the body asked for.
+
+        Args:
+            command: What was asked; the replay of a run that goes on asks again for what runs.
+            failures: The recorded failures of earlier attempts.
+            stored: The attempt that was running when an earlier worker lost the run.
+        """
+        known = self._states.get(command.id)
+        if known is not None:
+            known.command = command
+            return
+        options = command.step.options
+        state = StepState(
+            command=command,
+            policy=options.policy(self._defaults),
+            timeout=options.timeout or self._defaults.timeout,
+        )
+        self._states[command.id] = state
+        for failure in failures:
+            self.note_failure(failure)
+        if stored is not None and stored.attempt == state.attempt:
+            state.heartbeat = stored.heartbeat
+            if state.at_most_once:
+                state.started_at = state.first_started_at = stored.started_at
+                self._conclude(state, AttemptResult(error=_interrupted(command.id, stored)))
+
+    def note_failure(self, failure: Entry) -> None:
+        """Take a recorded failure into account: the next attempt's number and time."""
+        state = self._states.get(failure.id)
+        if state is not None:
+            state.attempt = failure.attempt + 1
+            state.retry_at = failure.retry_at
+            state.first_started_at = state.first_started_at or failure.started_at
+            state.heartbeat = failure.value if failure.value is not None else state.heartbeat
+
+    def remove(self, step_id: str) -> None:
+        """Forget a step: it was answered, or the body withdrew it; a running attempt is cancelled."""
+        state = self._states.pop(step_id, None)
+        if state is not None and state.task is not None:
+            if state.running is not None:
+                state.running.cancelled.set()
+            state.task.cancel()
+
+    def cancel_all(self) -> None:
+        """Cancel every attempt and forget every step and fact."""
+        for step_id in list(self._states):
+            self.remove(step_id)
+        self.facts.clear()
+
+    @property
+    def running(self) -> bool:
+        """Whether an attempt runs, or has ended and was not yet taken in."""
+        return bool(self.facts) or any(state.task is not None for state in self._states.values())
+
+    def tasks(self) -> list[asyncio.Task[None]]:
+        """Return the tasks of the running attempts."""
+        return [state.task for state in self._states.values() if state.task is not None]
+
+    def ready(self, now: datetime, execution: Execution) -> list[StepState]:
+        """Return the steps that could start now."""
+        return [
+            state
+            for id_, state in self._states.items()
+            if state.task is None
+            and id_ in execution.open
+            and (state.retry_at is None or state.retry_at <= now)
+        ]
+
+    def next_retry(self) -> datetime | None:
+        """Return when the earliest pending retry is due."""
+        times = [s.retry_at for s in self._states.values() if s.task is None and s.retry_at]
+        return min(times, default=None)
+
+    def attempts(self, starting: list[StepState], now: datetime) -> tuple[Attempt, ...]:
+        """Return what the document shows as running once `starting` have started."""
+        return tuple(
+            Attempt(
+                id=state.command.id,
+                attempt=state.attempt,
+                started_at=state.started_at or now,
+                heartbeat=state.heartbeat,
+            )
+            for state in self._states.values()
+            if state.task is not None or state in starting
+        )
+
+    # -- attempts ---------------------------------------------------------------------------------
+
+    def start(self, state: StepState, execution: Execution) -> None:
+        """Start the next attempt of a step."""
+        now = self._services.clock.now()
+        state.started_at = now
+        state.first_started_at = state.first_started_at or now
+        state.retry_at = None
+        state.running = StepAttempt(
+            execution,
+            self._substituted(state.command),
+            attempt=state.attempt,
+            timeout=state.timeout,
+            last_heartbeat=state.heartbeat,
+            on_heartbeat=lambda details: self._beat(state, details),
+            limit=self._services.payload_limit,
+        )
+        state.task = asyncio.get_running_loop().create_task(
+            self._attempt(state, state.running), name=f"{execution.run.id}/{state.command.id}"
+        )
+        self._emit("step:started", execution, state)
+
+    async def _attempt(self, state: StepState, attempt: StepAttempt) -> None:
+        result = await attempt.perform()
+        if self._states.get(state.command.id) is state:
+            state.task = None
+            state.running = None
+            self._conclude(state, result)
+            self._on_change()
+
+    def _substituted(self, command: StepCommand) -> StepCommand:
+        replace = self._services.replace_step
+        return (
+            command
+            if replace is None
+            else msgspec.structs.replace(command, step=replace(command.step))
+        )
+
+    def _beat(self, state: StepState, details: Any) -> None:
+        state.heartbeat = details
+        self._on_heartbeat(state.command.id, details)
+
+    def _conclude(self, state: StepState, result: AttemptResult) -> None:
+        """Turn what an attempt ended with into a fact: a result, a failure, or another try."""
+        now = self._services.clock.now()
+        first = state.first_started_at or now
+        verdict = state.policy.judge(
+            attempt=state.attempt,
+            elapsed=(now - first).total_seconds(),
+            error=result.error,
+            result=result.returned,
+        )
+        if verdict.wait is not None:
+            fact = self._retried(state, result, now, now + verdict.wait)
+        elif result.error is None and not verdict.unwanted:
+            fact = self._entry(
+                state, EntryKind.STEP, now, value=result.value, context=result.context
+            )
+        else:
+            error = result.error or _unwanted(state)
+            code = _final_code(state, error, verdict)
+            failure = encode_exception(error, code=code, step=state.command.id)
+            fact = self._entry(state, EntryKind.STEP, now, error=failure, context=result.context)
+        self.facts.append(fact)
+
+    def _retried(
+        self, state: StepState, result: AttemptResult, now: datetime, retry_at: datetime
+    ) -> Entry:
+        error = result.error or _unwanted(state)
+        failure = encode_exception(error, code=_code_of(error), step=state.command.id)
+        # The next attempt may be another process's: the last heartbeat goes with the failure.
+        return self._entry(
+            state,
+            EntryKind.ATTEMPT,
+            now,
+            value=state.heartbeat,
+            error=failure,
+            retry_at=to_milliseconds(retry_at),
+        )
+
+    def _entry(self, state: StepState, kind: EntryKind, at: datetime, **fields: Any) -> Entry:
+        return Entry(
+            id=state.command.id,
+            kind=kind,
+            at=at,
+            fence=self.fence,
+            attempt=state.attempt,
+            started_at=state.started_at,
+            **fields,
+        )
+
+    def _emit(self, name: str, execution: Execution, state: StepState) -> None:
+        self._services.events.emit(
+            Event(
+                name=name,
+                at=self._services.clock.now(),
+                run_id=execution.run.id,
+                workflow=execution.run.workflow,
+                step=state.command.id,
+                attempt=state.attempt,
+            )
+        )
+
+
+def _interrupted(step_id: str, stored: Attempt) -> StepFailed:
+    return StepFailed(
+        f"step {step_id!r}, attempt {stored.attempt}, was interrupted: its process died or lost "
+        "the run. It is at_most_once, so this attempt counts as failed",
+        step=step_id,
+    )
+
+
+def _unwanted(state: StepState) -> MaxRetriesExceeded:
+    return MaxRetriesExceeded(
+        f"step {state.command.id!r}: attempt {state.attempt} returned what its retry= strategy "
+        "doesn't accept",
+        step=state.command.id,
+    )
+
+
+def _code_of(error: BaseException) -> ErrorCode:
+    return ErrorCode.STEP_TIMEOUT if isinstance(error, StepTimeout) else ErrorCode.STEP_FAILED
+
+
+def _final_code(state: StepState, error: BaseException, verdict: Verdict) -> ErrorCode:
+    if state.attempt > 1 and verdict.unwanted:
+        return ErrorCode.MAX_RETRIES_EXCEEDED
+    return _code_of(error)

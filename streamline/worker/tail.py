@@ -1,0 +1,64 @@
+"""`JournalTail`: which entries a run's document holds, and when they are to be moved out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import bson
+
+from streamline.model import Entry
+
+MAX_ENTRIES = 200
+MAX_BYTES = 256 * 1024
+"""Past this, appending to the document costs more with each step; see DESIGN, long journals."""
+
+
+class JournalTail:
+    """The entries in the document, and those applied but not committed yet."""
+
+    def __init__(self, base: int, entries: Iterable[Entry]) -> None:
+        self.base = base
+        self.stored: list[Entry] = list(entries)
+        self.pending: list[Entry] = []
+        self.pending_bytes = 0
+        self._stored_bytes = sum(size_of(entry) for entry in self.stored)
+
+    def append(self, entry: Entry) -> None:
+        """Add an entry that is applied and waits for its commit."""
+        self.pending.append(entry)
+        self.pending_bytes += size_of(entry)
+
+    def to_archive(self) -> tuple[Entry, ...]:
+        """Return the entries that the next commit should move out; none most of the time."""
+        if not self.pending:
+            return ()
+        full = len(self.stored) >= MAX_ENTRIES or self._stored_bytes >= MAX_BYTES
+        return tuple(self.stored) if full else ()
+
+    def landed(self, archived: int) -> None:
+        """Take in that the pending entries were committed, and so many others moved out."""
+        if archived:
+            self.base += archived
+            self.stored.clear()
+            self._stored_bytes = 0
+        self.stored.extend(self.pending)
+        self._stored_bytes += self.pending_bytes
+        self.pending.clear()
+        self.pending_bytes = 0
+
+
+def size_of(entry: Entry) -> int:
+    """Return about how many bytes an entry takes."""
+    size = 150 + _size(entry.value) + _size(entry.context)
+    if entry.error is not None:
+        size += len(entry.error.message) + len(entry.error.traceback)
+    return size
+
+
+def _size(value: Any) -> int:
+    if value is None or isinstance(value, (bool, int, float)):
+        return 8
+    if isinstance(value, (str, bytes)):
+        return len(value)
+    return len(bson.encode({"v": value}))
