@@ -1,6 +1,25 @@
 """Values and exceptions to BSON-native data and back."""
 
+from streamline.codec.failure import (
+    Failure,
+    encode_exception,
+    failure_from_doc,
+    failure_to_doc,
+)
 from streamline.codec.options import CODEC_OPTIONS
 from streamline.codec.payload import decode, encode
+from streamline.codec.revival import decode_exception
+from streamline.codec.typeref import resolve_type, type_reference
 
-__all__ = ["CODEC_OPTIONS", "decode", "encode"]
+__all__ = [
+    "CODEC_OPTIONS",
+    "Failure",
+    "decode",
+    "decode_exception",
+    "encode",
+    "encode_exception",
+    "failure_from_doc",
+    "failure_to_doc",
+    "resolve_type",
+    "type_reference",
+]
