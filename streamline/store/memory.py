@@ -189,9 +189,11 @@ class MemoryStore(RunStore):
     async def expire_claims(self, worker: str) -> int:
         await self._alive()
         with self.data.lock:
-            dead = [run for run in self._runs() if run.worker == worker]
+            now = self.clock.now()
+            held = (run for run in self._runs() if run.worker == worker)
+            dead = [run for run in held if run.due_at is not None and run.due_at > now]
             for run in dead:
-                self._put(_change(run, due_at=self.clock.now()))
+                self._put(_change(run, due_at=now, claim=None))
             return len(dead)
 
     # -- advancing --------------------------------------------------------------------------------
@@ -199,6 +201,9 @@ class MemoryStore(RunStore):
     async def commit(self, commit: Commit) -> CommitResult:
         await self._alive()
         with self.data.lock:
+            run = self._load(commit.run_id)
+            if run is not None and (run.fence, run.rev) == (commit.fence, commit.rev + 1):
+                return CommitResult.LANDED  # when it was tried before
             run = self._held(commit.run_id, commit.fence)
             if run is None or run.rev != commit.rev:
                 return CommitResult.LOST

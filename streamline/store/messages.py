@@ -1,0 +1,101 @@
+"""Posting messages: one conditional update, and the reason where it finds nothing to match."""
+
+from __future__ import annotations
+
+import bson
+import msgspec
+
+from streamline.model import Message, PostResult
+from streamline.store.archive import Archive
+from streamline.store.connection import Connection, Document
+from streamline.store.encoding import to_builtins
+from streamline.store.indexes import RUNS
+from streamline.store.updates import ENDED_VALUES, INBOX_BYTES, post_filter, post_update
+
+# What an element of an array costs beside the document in it: its type and its index as text.
+_ELEMENT = 8
+
+
+class Post(msgspec.Struct, frozen=True):
+    """A message on its way to a run."""
+
+    run_id: str
+    message: Message
+    slot: str | None
+    room: int
+
+    @classmethod
+    def of(cls, run_id: str, message: Message, slot: str | None, *, limit: int) -> Post:
+        """Measure how large the inbox may be before the message."""
+        size = len(bson.encode(to_builtins(message))) + _ELEMENT
+        return cls(run_id, message, slot, limit - size)
+
+
+class Messages:
+    """Puts messages into inboxes."""
+
+    def __init__(self, connection: Connection, archive: Archive, *, inbox_limit: int) -> None:
+        self._connection = connection
+        self._archive = archive
+        self._inbox_limit = inbox_limit
+
+    async def post(self, run_id: str, message: Message, slot: str | None) -> PostResult:
+        """See `RunStore.post`."""
+        post = Post.of(run_id, message, slot, limit=self._inbox_limit)
+        uncertain = False  # whether an earlier try of ours may have put it there
+        base = 0
+        while True:
+            matched, again = await self._update(post, base)
+            uncertain = uncertain or again
+            if matched:
+                return PostResult.POSTED
+            found = await self._look(post)
+            if found is None:
+                return PostResult.NO_RUN
+            base = found["journal_base"]
+            reason = await self._reason(post, found)
+            if reason is PostResult.DUPLICATE and uncertain:
+                return PostResult.POSTED
+            if reason is not None:
+                return reason
+
+    async def _update(self, post: Post, base: int) -> tuple[bool, bool]:
+        fits = post_filter(post.run_id, post.message, slot=post.slot, base=base, room=post.room)
+        change = post_update(post.message, post.slot)
+
+        async def update(again: bool) -> tuple[bool, bool]:
+            result = await self._connection.collection(RUNS).update_one(fits, change)
+            return bool(result.matched_count), again
+
+        return await self._connection.persist(update)
+
+    async def _look(self, post: Post) -> Document | None:
+        async def read(again: bool) -> Document | None:
+            fields = {
+                "status": 1,
+                "journal_base": 1,
+                "awaiting.id": 1,
+                "inbox": {"$elemMatch": {"id": post.message.id}},
+                "journal": {"$elemMatch": {"message": post.message.id}},
+                "inbox_bytes": INBOX_BYTES,
+            }
+            return await self._connection.collection(RUNS).find_one({"_id": post.run_id}, fields)
+
+        return await self._connection.persist(read)
+
+    async def _reason(self, post: Post, found: Document) -> PostResult | None:
+        """Return why the run can't take the message; None if by now it can."""
+        if found.get("inbox") or found.get("journal"):
+            return PostResult.DUPLICATE
+        # Entries may be archived between this look and the update; then the update, which names
+        # the base, matches nothing, and this is asked again.
+        if found["journal_base"] and await self._archive.has_message(post.run_id, post.message.id):
+            return PostResult.DUPLICATE
+        if found["status"] in ENDED_VALUES:
+            return PostResult.ENDED
+        open_slots = {slot["id"] for slot in found.get("awaiting", ())}
+        if post.slot is not None and post.slot not in open_slots:
+            return PostResult.NO_SLOT
+        if found["inbox_bytes"] > post.room:
+            return PostResult.FULL
+        return None

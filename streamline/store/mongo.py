@@ -1,0 +1,272 @@
+"""The store on MongoDB: each verb as one conditional update of one document, wherever possible."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from bson.errors import InvalidBSON
+from pymongo import ReturnDocument
+from pymongo.asynchronous.collection import AsyncCollection
+from pymongo.asynchronous.database import AsyncDatabase
+
+from streamline.codec import Failure
+from streamline.errors import DataCorruption
+from streamline.model import (
+    Claim,
+    Commit,
+    CommitResult,
+    Entry,
+    Message,
+    Notice,
+    PostResult,
+    Run,
+    Status,
+)
+from streamline.store import leases, notices, updates
+from streamline.store.archive import Archive
+from streamline.store.base import Renewal, RunStore
+from streamline.store.claims import Claims
+from streamline.store.connection import Connection, Document
+from streamline.store.encoding import from_document, salvage, to_document
+from streamline.store.indexes import RUNS, ensure_indexes
+from streamline.store.messages import Messages
+from streamline.store.statements import (
+    CommitGroup,
+    CommitStatement,
+    InsertGroup,
+    InsertStatement,
+)
+from streamline.store.transitions import same_creation
+from streamline.store.writer import Writer
+
+INBOX_LIMIT = 4 * 1024 * 1024
+_CLOCK_REFRESH = 30.0
+_WITHOUT_JOURNAL = {"journal": 0}
+
+
+class MongoStore(RunStore):
+    """Runs in the collections `workflow_runs` and `workflow_journal` of a MongoDB database.
+
+    Args:
+        address: A URI whose path names the database (`streamline` if it has none), or a database
+            of the user's own client; that client is used, and left open by `close`.
+        timeout: How long the server may be silent before `ServerUnavailable`.
+        inbox_limit: The size of an inbox, in bytes.
+    """
+
+    def __init__(
+        self,
+        address: str | AsyncDatabase[Any],
+        *,
+        timeout: timedelta = timedelta(seconds=10),
+        inbox_limit: int = INBOX_LIMIT,
+    ) -> None:
+        self._connection = Connection(address, timeout=timeout)
+        self.clock = self._connection.clock
+        self._archive = Archive(self._connection)
+        self._claims = Claims(self._connection)
+        self._messages = Messages(self._connection, self._archive, inbox_limit=inbox_limit)
+        self._commits = Writer(CommitGroup(self._connection).send)
+        self._inserts = Writer(InsertGroup(self._connection).send)
+
+    @property
+    def database(self) -> AsyncDatabase[Document]:
+        """The database, for what users do beside the store: Beanie, transactional steps."""
+        return self._connection.database
+
+    @property
+    def _runs(self) -> AsyncCollection[Document]:
+        return self._connection.collection(RUNS)
+
+    async def open(self) -> None:
+        await self._connection.open()
+        await ensure_indexes(self._connection)
+
+    async def close(self) -> None:
+        await self._commits.drain()
+        await self._inserts.drain()
+        await self._connection.close()
+
+    # -- starting ---------------------------------------------------------------------------------
+
+    async def create_run(self, run: Run) -> tuple[Run, bool]:
+        statement = InsertStatement.of(run)
+        while True:
+            if await self._inserts.write(statement):
+                return run, True
+            stored = await self._load(run.id, _WITHOUT_JOURNAL)
+            if stored is not None:  # else it has expired since
+                return stored, same_creation(stored, run)
+
+    async def replace_run(self, run: Run, *, rev: int, fence: int) -> bool:
+        ended = {"$in": updates.ENDED_VALUES}
+        document = to_document(run)
+
+        async def replace(again: bool) -> bool:
+            old = {"_id": run.id, "rev": rev, "fence": fence, "status": ended}
+            if (await self._runs.replace_one(old, document)).matched_count:
+                return True
+            mine = {"_id": run.id, "created_at": run.created_at, "fence": run.fence}
+            return again and await self._runs.find_one(mine, {"_id": 1}) is not None
+
+        replaced = await self._connection.persist(replace)
+        if replaced:
+            # Afterwards: what a crash leaves behind is older than the new run, and so ignored.
+            await self._archive.remove(run.id, up_to_fence=fence)
+        return replaced
+
+    # -- reading ----------------------------------------------------------------------------------
+
+    async def load_run(self, run_id: str) -> Run | None:
+        return await self._load(run_id)
+
+    async def load_archive(self, run_id: str, until: int) -> list[Entry]:
+        return await self._archive.load(run_id, until)
+
+    async def load_ended(self, run_ids: Sequence[str]) -> list[Run]:
+        async def read(again: bool) -> list[Document]:
+            query = {"_id": {"$in": list(run_ids)}, "status": {"$in": updates.ENDED_VALUES}}
+            return await self._runs.find(query, {"journal": 0, "inbox": 0}).to_list()
+
+        return [self._read_leniently(found) for found in await self._connection.persist(read)]
+
+    async def next_due(self, codes: Sequence[str]) -> datetime | None:
+        await self._connection.refresh_clock(every=_CLOCK_REFRESH)
+
+        async def read(again: bool) -> datetime | None:
+            query = {"code": {"$in": list(codes)}, "due_at": updates.HAS_DUE}
+            found = await self._runs.find_one(query, {"due_at": 1}, sort={"due_at": 1})
+            return None if found is None else found["due_at"]
+
+        return await self._connection.persist(read)
+
+    # -- claims -----------------------------------------------------------------------------------
+
+    async def claim_due(self, claim: Claim, codes: Sequence[str], limit: int) -> list[Run]:
+        return await self._claims.claim_due(claim, codes, limit)
+
+    async def claim_run(self, claim: Claim, run_id: str) -> Run | None:
+        return await self._claims.claim_run(claim, run_id)
+
+    def renew(self, worker: str, held: Mapping[str, int], lease: float) -> Renewal:
+        return leases.renew(self._connection, worker, held, lease)
+
+    async def release(self, run_id: str, fence: int) -> bool:
+        held = updates.held_filter(run_id, fence)
+        released = {"_id": run_id, "fence": fence, "status": Status.QUEUED.value}
+        return await self._update(held, updates.RELEASE_UPDATE, done=released)
+
+    async def claim_holders(self) -> list[str]:
+        async def read(again: bool) -> list[str]:
+            return sorted(await self._runs.distinct("worker", {"worker": updates.HAS_WORKER}))
+
+        return await self._connection.persist(read)
+
+    async def expire_claims(self, worker: str) -> int:
+        async def expire(again: bool) -> int:
+            dead = updates.dead_holder_filter(worker)
+            return (await self._runs.update_many(dead, updates.EXPIRE_UPDATE)).matched_count
+
+        return await self._connection.persist(expire)
+
+    # -- advancing --------------------------------------------------------------------------------
+
+    async def commit(self, commit: Commit) -> CommitResult:
+        base = commit.journal_base + len(commit.archive)
+        if commit.archive:
+            # Before the commit: a crash between the two leaves a copy to ignore, not a gap.
+            await self._archive.store(
+                commit.run_id, commit.archive, base=commit.journal_base, fence=commit.fence
+            )
+        result = await self._commits.write(CommitStatement.of(commit))
+        if result is CommitResult.LANDED and commit.expire_at is not None and base:
+            await self._archive.expire(commit.run_id, commit.expire_at)
+        return result
+
+    async def heartbeat(self, run_id: str, fence: int, step: str, details: object) -> bool:
+        update = updates.heartbeat_update(step, details)
+        return await self._update(updates.held_filter(run_id, fence), update)
+
+    # -- messages and control ---------------------------------------------------------------------
+
+    async def post(self, run_id: str, message: Message, *, slot: str | None = None) -> PostResult:
+        return await self._messages.post(run_id, message, slot)
+
+    async def cancel_unstarted(self, run_id: str, error: Failure) -> bool:
+        unstarted = {"$in": [Status.DRAFT.value, Status.QUEUED.value]}
+        fits = {"_id": run_id, "fence": 0, "status": unstarted}
+        return await self._end(fits, updates.end_update(error, fence=0))
+
+    async def terminate(self, run_id: str, error: Failure) -> bool:
+        fits = {"_id": run_id, "status": updates.NOT_ENDED}
+        return await self._end(fits, updates.end_update(error, fence=1))
+
+    async def unpause(self, run_id: str) -> bool:
+        unpaused = {"_id": run_id, "status": updates.NOT_ENDED}
+        return await self._update(
+            updates.unpause_filter(run_id), updates.unpause_update(), done=unpaused
+        )
+
+    # -- notices ----------------------------------------------------------------------------------
+
+    def watch(self) -> AsyncIterator[Notice]:
+        return notices.watch(self._connection)
+
+    # -- what several verbs need ------------------------------------------------------------------
+
+    async def _load(self, run_id: str, fields: Mapping[str, int] | None = None) -> Run | None:
+        async def read(again: bool) -> Document | None:
+            return await self._runs.find_one({"_id": run_id}, fields)
+
+        try:
+            document = await self._connection.persist(read)
+        except InvalidBSON as error:
+            raise DataCorruption(
+                f"Run {run_id!r} can't be read: {error}. Repair its document in `{RUNS}`, or "
+                "remove it.",
+                run_id=run_id,
+            ) from error
+        return None if document is None else from_document(document)
+
+    def _read_leniently(self, document: Document) -> Run:
+        try:
+            return from_document(document)
+        except DataCorruption as error:
+            return salvage(document, error, self.clock.now())
+
+    async def _update(
+        self, fits: Document, update: updates.Pipeline, *, done: Document | None = None
+    ) -> bool:
+        """Update one run if it fits.
+
+        Args:
+            done: What the run matches if an earlier try had its effect and only the reply was lost.
+        """
+
+        async def write(again: bool) -> bool:
+            if (await self._runs.update_one(fits, update)).matched_count:
+                return True
+            if done is None or not again:
+                return False
+            return await self._runs.find_one(done, {"_id": 1}) is not None
+
+        return await self._connection.persist(write)
+
+    async def _end(self, fits: Document, update: updates.Pipeline) -> bool:
+        fields = {"journal_base": 1, "expire_at": 1}
+
+        async def end(again: bool) -> Document | None:
+            found: Document | None = await self._runs.find_one_and_update(
+                fits, update, projection=fields, return_document=ReturnDocument.AFTER
+            )
+            if found is None and again:
+                ended = {"_id": fits["_id"], "status": Status.CANCELLED.value}
+                found = await self._runs.find_one(ended, fields)
+            return found
+
+        ended = await self._connection.persist(end)
+        if ended is not None and ended.get("journal_base") and "expire_at" in ended:
+            await self._archive.expire(ended["_id"], ended["expire_at"])
+        return ended is not None

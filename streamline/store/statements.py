@@ -1,0 +1,191 @@
+"""Commits and creations as statements of one server command, and what became of each.
+
+Commands rather than `bulk_write`: the filters make each statement safe to repeat, so PyMongo's
+retryable writes, which cost the server another write per statement, have nothing to add (measured:
+a quarter more commits per second).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import bson
+import msgspec
+from bson.raw_bson import RawBSONDocument
+from pymongo.errors import AutoReconnect, DocumentTooLarge, OperationFailure, WriteConcernError
+
+from streamline.codec import CODEC_OPTIONS
+from streamline.errors import PayloadTooLarge
+from streamline.model import Commit, CommitResult, Run, Status
+from streamline.store.connection import DURABLE, Connection, Document, is_transient_code
+from streamline.store.encoding import to_document
+from streamline.store.indexes import RUNS
+from streamline.store.updates import commit_filter, commit_update
+
+_TOO_LARGE = frozenset({10334, 17419, 17420})
+_DUPLICATE_KEY = 11000
+
+
+class CommitStatement(msgspec.Struct, frozen=True):
+    """A commit, encoded."""
+
+    commit: Commit
+    body: RawBSONDocument
+    size: int
+
+    @classmethod
+    def of(cls, commit: Commit) -> CommitStatement:
+        """Encode a commit; what can't be encoded falls on its own commit, not on the group's."""
+        body = _raw({"q": commit_filter(commit), "u": commit_update(commit)})
+        return cls(commit, body, len(body.raw))
+
+
+class InsertStatement(msgspec.Struct, frozen=True):
+    """A new run, encoded."""
+
+    run_id: str
+    body: RawBSONDocument
+    size: int
+
+    @classmethod
+    def of(cls, run: Run) -> InsertStatement:
+        """Encode a run."""
+        body = _raw(to_document(run))
+        return cls(run.id, body, len(body.raw))
+
+
+class CommitGroup:
+    """Sends commits together."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def send(
+        self, statements: Sequence[CommitStatement]
+    ) -> Sequence[CommitResult | Exception]:
+        """Apply each of the commits or none of it; see `RunStore.commit`."""
+        outcomes: dict[int, CommitResult | Exception] = {}
+
+        async def attempt(again: bool) -> None:
+            left = [index for index in range(len(statements)) if index not in outcomes]
+            bodies = [statements[index].body for index in left]
+            try:
+                reply = await _command(self._connection, "update", "updates", bodies)
+            except DocumentTooLarge as error:
+                # Only a lone statement is this large; see Writer.
+                outcomes.update((i, _too_large(statements[i].commit.run_id, error)) for i in left)
+                return
+            unclear = _sort_errors(
+                reply, left, outcomes, [each.commit.run_id for each in statements]
+            )
+            done = [index for index in left if index not in outcomes and index not in unclear]
+            if reply["n"] == len(done):
+                outcomes.update((index, CommitResult.LANDED) for index in done)
+            else:
+                commits = {index: statements[index].commit for index in done}
+                outcomes.update(await self._tell_apart(commits))
+            _raise_if(unclear)
+
+        await self._connection.persist(attempt)
+        return [outcomes[index] for index in range(len(statements))]
+
+    async def _tell_apart(self, commits: Mapping[int, Commit]) -> dict[int, CommitResult]:
+        """Find out what became of commits not all of which matched."""
+        query = {"_id": {"$in": [commit.run_id for commit in commits.values()]}}
+        fields = {"fence": 1, "rev": 1, "inbox_seq": 1, "status": 1}
+        runs = self._connection.collection(RUNS)
+        found = {document["_id"]: document async for document in runs.find(query, fields)}
+        return {
+            index: _result(commit, found.get(commit.run_id)) for index, commit in commits.items()
+        }
+
+
+class InsertGroup:
+    """Sends new runs together."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def send(self, statements: Sequence[InsertStatement]) -> Sequence[bool | Exception]:
+        """Insert each of the runs; False where its id is taken."""
+        outcomes: dict[int, bool | Exception] = {}
+
+        async def attempt(again: bool) -> None:
+            left = [index for index in range(len(statements)) if index not in outcomes]
+            bodies = [statements[index].body for index in left]
+            try:
+                reply = await _command(self._connection, "insert", "documents", bodies)
+            except DocumentTooLarge as error:
+                outcomes.update((i, _too_large(statements[i].run_id, error)) for i in left)
+                return
+            unclear = _sort_errors(reply, left, outcomes, [each.run_id for each in statements])
+            outcomes.update(
+                (index, True) for index in left if index not in outcomes and index not in unclear
+            )
+            _raise_if(unclear)
+
+        await self._connection.persist(attempt)
+        return [outcomes[index] for index in range(len(statements))]
+
+
+def _raw(document: Document) -> RawBSONDocument:
+    return RawBSONDocument(bson.encode(document, codec_options=CODEC_OPTIONS))
+
+
+async def _command(
+    connection: Connection, verb: str, payload: str, bodies: list[RawBSONDocument]
+) -> Document:
+    reply: Document = await connection.database.command(
+        {verb: RUNS, payload: bodies, "ordered": False, "writeConcern": DURABLE.document}
+    )
+    if failed := reply.get("writeConcernError"):
+        # Sent again it matches nothing, but waits until what was written is durable.
+        raise WriteConcernError(failed.get("errmsg", ""), failed.get("code"), failed)
+    return reply
+
+
+def _sort_errors(
+    reply: Document, left: list[int], outcomes: dict[int, Any], run_ids: list[str]
+) -> set[int]:
+    """Put errors of single statements into `outcomes`; return those to be sent again."""
+    unclear: set[int] = set()
+    for failed in reply.get("writeErrors", ()):
+        index, code = left[failed["index"]], failed["code"]
+        error = OperationFailure(failed.get("errmsg", ""), code, failed)
+        if is_transient_code(code):
+            unclear.add(index)
+        elif code in _TOO_LARGE:
+            outcomes[index] = _too_large(run_ids[index], error)
+        elif code == _DUPLICATE_KEY:
+            outcomes[index] = False
+        else:
+            outcomes[index] = error
+    return unclear
+
+
+def _raise_if(unclear: set[int]) -> None:
+    if unclear:
+        raise AutoReconnect(f"{len(unclear)} statements were interrupted")
+
+
+def _too_large(run_id: str, cause: Exception) -> PayloadTooLarge:
+    error = PayloadTooLarge(
+        f"The document of run {run_id!r} would grow past the 16 MB that MongoDB allows; nothing "
+        "was stored. Pass large data by reference (GridFS, an object store).",
+        run_id=run_id,
+    )
+    error.__cause__ = cause
+    return error
+
+
+def _result(commit: Commit, found: Document | None) -> CommitResult:
+    if found is None or found["fence"] != commit.fence:
+        return CommitResult.LOST
+    if found["rev"] == commit.rev + 1:
+        # Nobody else writes under this fence: it is this very commit, tried before.
+        return CommitResult.LANDED
+    held = found["rev"] == commit.rev and found["status"] == Status.RUNNING
+    if held and commit.inbox_seq not in (None, found["inbox_seq"]):
+        return CommitResult.INBOX_MOVED
+    return CommitResult.LOST

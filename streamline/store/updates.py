@@ -1,0 +1,294 @@
+"""The filters and updates that the verbs of the Mongo store are made of, as plain data.
+
+Payloads and names of users never become operators: classic updates hold them as values, pipelines
+within `$literal`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from streamline.codec import Failure
+from streamline.model import ENDED, Claim, Commit, Message, MessageKind, Status
+from streamline.store.encoding import Document, to_builtins
+
+Pipeline = list[Document]
+
+ENDED_VALUES = sorted(status.value for status in ENDED)
+# The partial indexes are used only by filters that repeat their condition.
+HAS_DUE: Document = {"$type": "date"}
+HAS_WORKER: Document = {"$type": "string"}
+DUE_NOW: Document = {"$lte": ["$due_at", "$$NOW"]}
+NOT_ENDED: Document = {"$nin": ENDED_VALUES}
+
+
+def _literal(value: object) -> Document:
+    return {"$literal": value}
+
+
+def _add(field: str, number: object) -> Document:
+    return {"$add": [{"$ifNull": [f"${field}", 0]}, number]}
+
+
+def _is_status(*statuses: Status) -> Document:
+    return {"$in": ["$status", [status.value for status in statuses]]}
+
+
+# -- claims ---------------------------------------------------------------------------------------
+
+
+def due_filter(codes: Sequence[str]) -> Document:
+    """Match what is due now by the server's own clock; `$expr` gives exact index bounds."""
+    return {"code": {"$in": list(codes)}, "due_at": HAS_DUE, "$expr": DUE_NOW}
+
+
+def claim_update(claim: Claim) -> Pipeline:
+    """Put a run under a claim."""
+    recovered = {"$cond": [_is_status(Status.RUNNING), 1, 0]}
+    fields = {
+        "status": Status.RUNNING.value,
+        "worker": _literal(claim.worker),
+        "claim": _literal(claim.id),
+        "fence": _add("fence", 1),
+        "due_at": lease_end(claim.lease),
+        "started_at": {"$ifNull": ["$started_at", "$$NOW"]},
+        "recoveries": _add("recoveries", recovered),
+        "updated_at": "$$NOW",
+    }
+    return [{"$set": fields}]
+
+
+def lease_end(lease: float) -> Document:
+    """The end of a lease of so many seconds that begins now."""
+    return {"$add": ["$$NOW", round(lease * 1000)]}
+
+
+def held_filter(run_id: str, fence: int) -> Document:
+    """Match a run while it is running under a fence."""
+    return {"_id": run_id, "fence": fence, "status": Status.RUNNING.value}
+
+
+def holder_filter(worker: str, held: Mapping[str, int]) -> Document:
+    """Match the runs that a worker holds, each under its own fence."""
+    by_fence: dict[int, list[str]] = {}
+    for run_id, fence in held.items():
+        by_fence.setdefault(fence, []).append(run_id)
+    alternatives = [{"_id": {"$in": ids}, "fence": fence} for fence, ids in by_fence.items()]
+    return {"$or": alternatives, "worker": worker, "status": Status.RUNNING.value}
+
+
+def dead_holder_filter(worker: str) -> Document:
+    """Match the runs that a worker holds and whose leases are live."""
+    return {
+        "worker": {**HAS_WORKER, "$eq": worker},
+        "status": Status.RUNNING.value,
+        "$expr": {"$gt": ["$due_at", "$$NOW"]},
+    }
+
+
+EXPIRE_UPDATE: Pipeline = [
+    # Without its `claim` the change can be told from a renewal in the change stream.
+    {"$set": {"due_at": "$$NOW"}},
+    {"$unset": "claim"},
+]
+
+RELEASE_UPDATE: Pipeline = [
+    {"$set": {"status": Status.QUEUED.value, "due_at": "$$NOW", "updated_at": "$$NOW"}},
+    {"$unset": ["worker", "claim"]},
+]
+
+
+def heartbeat_update(step: str, details: object) -> Pipeline:
+    """Put details into the running attempt of a step."""
+    beaten = {"$mergeObjects": ["$$this", _literal({"heartbeat": details})]}
+    mine = {"$eq": ["$$this.id", _literal(step)]}
+    attempts = {
+        "$map": {"input": "$attempts", "in": {"$cond": [mine, beaten, "$$this"]}},
+    }
+    there = {"$cond": [{"$isArray": "$attempts"}, attempts, "$$REMOVE"]}
+    return [{"$set": {"attempts": there}}]
+
+
+# -- commits --------------------------------------------------------------------------------------
+
+
+def commit_filter(commit: Commit) -> Document:
+    """Match the run that a commit fits."""
+    fits = held_filter(commit.run_id, commit.fence) | {"rev": commit.rev}
+    if commit.inbox_seq is not None:
+        fits["inbox_seq"] = commit.inbox_seq
+    return fits
+
+
+def commit_update(commit: Commit) -> Document:
+    """Apply a commit. Classic operators: they are cheaper than a pipeline, and in the oplog too."""
+    fields = _commit_fields(commit)
+    update: Document = {
+        "$set": {name: value for name, value in fields.items() if value is not None},
+        "$inc": {"rev": 1},
+        "$currentDate": {"updated_at": True},
+    }
+    if unset := {name: "" for name, value in fields.items() if value is None}:
+        update["$unset"] = unset
+    entries = to_builtins(commit.entries)
+    if commit.archive and not entries:
+        update["$set"]["journal"] = []
+    elif commit.archive:
+        update["$push"] = {"journal": {"$each": entries, "$slice": -len(entries)}}
+    elif entries:
+        update["$push"] = {"journal": {"$each": entries}}
+    if commit.consumed:
+        # By id, never a new list: a message that arrives meanwhile must stay.
+        update["$pull"] = {"inbox": {"id": {"$in": list(commit.consumed)}}}
+    return update
+
+
+def _commit_fields(commit: Commit) -> Document:
+    """Return the fields that a commit sets, or removes where None."""
+    fields: Document = {"status": commit.status.value}
+    for name in ("output", "ended_at", "expire_at"):
+        if (value := getattr(commit, name)) is not None:
+            fields[name] = value
+    if commit.error is not None:
+        fields["error"] = to_builtins(commit.error)
+    if commit.context is not None:
+        fields["context"] = dict(commit.context) or None
+    if commit.awaiting is not None:
+        fields["awaiting"] = to_builtins(commit.awaiting) or None
+    if commit.attempts is not None:
+        fields["attempts"] = to_builtins(commit.attempts) or None
+    if commit.entries:
+        fields["recoveries"] = 0
+    if commit.archive:
+        fields["journal_base"] = commit.journal_base + len(commit.archive)
+    if commit.status is not Status.RUNNING:
+        due_at = commit.due_at if commit.status is Status.WAITING else None
+        fields |= {"worker": None, "claim": None, "attempts": None, "due_at": due_at}
+    if commit.status.ended:
+        fields["awaiting"] = None
+    return fields
+
+
+# -- messages and control -------------------------------------------------------------------------
+
+
+def post_filter(
+    run_id: str, message: Message, *, slot: str | None, base: int, room: int
+) -> Document:
+    """Match a run that can take a message.
+
+    Args:
+        base: The `journal_base` up to which the archive is known not to hold the message.
+        room: How large the inbox may be at most, in bytes, to have room for the message.
+    """
+    fits: Document = {
+        "_id": run_id,
+        "status": NOT_ENDED,
+        "journal_base": base,
+        "inbox.id": {"$ne": message.id},
+        "journal.message": {"$ne": message.id},
+        "$expr": {"$lte": [INBOX_BYTES, room]},
+    }
+    if slot is not None:
+        fits["awaiting.id"] = slot
+    return fits
+
+
+INBOX_BYTES: Document = {"$bsonSize": {"inbox": "$inbox"}}
+
+
+def post_update(message: Message, slot: str | None) -> Pipeline:
+    """Put a message in the inbox, wake the run, close the slot."""
+    woken = [Status.WAITING]
+    fields: Document = {
+        "inbox": {"$concatArrays": [{"$ifNull": ["$inbox", []]}, [_literal(to_builtins(message))]]},
+        "inbox_seq": _add("inbox_seq", 1),
+        "updated_at": "$$NOW",
+    }
+    if message.kind is MessageKind.CANCEL:
+        woken.append(Status.PAUSED)
+        paused = _is_status(Status.PAUSED)
+        fields["status"] = {"$cond": [paused, Status.WAITING.value, "$status"]}
+    earlier = {"$min": ["$due_at", "$$NOW"]}
+    fields["due_at"] = {"$cond": [_is_status(*woken), earlier, "$due_at"]}
+    if slot is not None:
+        others = {"$ne": ["$$this.id", _literal(slot)]}
+        fields["awaiting"] = {"$filter": {"input": "$awaiting", "cond": others}}
+    return [{"$set": fields}]
+
+
+def end_update(error: Failure, *, fence: int) -> Pipeline:
+    """End a run as cancelled, with so much added to its fence."""
+    kept = {"$multiply": ["$expire_after", 1000]}
+    expire_at = {"$cond": [{"$isNumber": "$expire_after"}, {"$add": ["$$NOW", kept]}, "$$REMOVE"]}
+    fields = {
+        "status": Status.CANCELLED.value,
+        "error": _literal(to_builtins(error)),
+        "rev": _add("rev", 1),
+        "fence": _add("fence", fence),
+        "updated_at": "$$NOW",
+        "ended_at": "$$NOW",
+        "expire_at": expire_at,
+    }
+    return [{"$set": fields}, {"$unset": ["due_at", "worker", "claim", "awaiting", "attempts"]}]
+
+
+def unpause_filter(run_id: str) -> Document:
+    """Match a run that is paused or will be."""
+    return {
+        "_id": run_id,
+        "status": NOT_ENDED,
+        "$or": [{"status": Status.PAUSED.value}, {"inbox.kind": MessageKind.PAUSE.value}],
+    }
+
+
+def unpause_update() -> Pipeline:
+    """Queue a paused run; take pauses out of the inbox."""
+    inbox = {"$ifNull": ["$inbox", []]}
+    others = {"$ne": ["$$this.kind", MessageKind.PAUSE.value]}
+    kept = {"$filter": {"input": inbox, "cond": others}}
+    taken_back = {"$cond": [{"$lt": [{"$size": kept}, {"$size": inbox}]}, 1, 0]}
+    paused = _is_status(Status.PAUSED)
+    fields = {
+        "inbox": kept,
+        "inbox_seq": _add("inbox_seq", taken_back),
+        "status": {"$cond": [paused, Status.QUEUED.value, "$status"]},
+        "due_at": {"$cond": [paused, "$$NOW", "$due_at"]},
+        "error": {"$cond": [paused, "$$REMOVE", "$error"]},
+        "updated_at": "$$NOW",
+    }
+    return [{"$set": fields}]
+
+
+# -- notices --------------------------------------------------------------------------------------
+
+
+def notice_pipeline() -> Pipeline:
+    """Let only those changes through that may concern workers or waiters, and little of each."""
+    changed = "updateDescription.updatedFields"
+    removed = "updateDescription.removedFields"
+    told = [Status.QUEUED, Status.PAUSED, *sorted(ENDED)]
+    updates = [
+        {f"{changed}.inbox_seq": {"$exists": True}},
+        {f"{changed}.status": {"$in": [status.value for status in told]}},
+        {f"{changed}.status": Status.WAITING.value, f"{changed}.due_at": {"$exists": True}},
+        {f"{changed}.status": {"$exists": False}, removed: "claim"},  # see EXPIRE_UPDATE
+    ]
+    inserts = {"fullDocument.status": {"$ne": Status.RUNNING.value}}
+    return [
+        {
+            "$match": {
+                "$or": [
+                    {"operationType": {"$in": ["insert", "replace"]}, **inserts},
+                    {"operationType": "update", "$or": updates},
+                ]
+            }
+        },
+        {"$project": {"documentKey": 1, **dict(_noticed(changed))}},
+    ]
+
+
+def _noticed(changed: str) -> Iterable[tuple[str, Document | str]]:
+    yield "code", "$fullDocument.code"
+    for name in ("status", "due_at", "inbox_seq"):
+        yield name, {"$ifNull": [f"${changed}.{name}", f"$fullDocument.{name}"]}
