@@ -10,8 +10,8 @@ from typing import Any
 
 
 def is_model(type_: Any) -> bool:
-    """Whether the class is a pydantic (v2) model."""
-    return isinstance(type_, type) and hasattr(type_, "__pydantic_fields__")
+    """Whether the class is a pydantic (v2) model; pydantic's dataclasses are dataclasses."""
+    return isinstance(type_, type) and hasattr(type_, "__pydantic_root_model__")
 
 
 def field_names(model: Any) -> list[str]:
@@ -30,7 +30,7 @@ def known_keys(model: Any) -> set[str]:
 
 def is_root_model(model: Any) -> bool:
     """Whether the model stands for a bare value (`RootModel`)."""
-    return bool(getattr(model, "__pydantic_root_model__", False))
+    return bool(model.__pydantic_root_model__)
 
 
 def extra_of(instance: Any) -> dict[str, Any]:

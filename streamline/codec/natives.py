@@ -29,6 +29,7 @@ MAX_DEPTH = 90
 SCALARS = frozenset({str, int, float, bool, type(None), bytes})
 # Classes made on the fly (in tests, in closures) must not pile up.
 _MAX_ENCODERS = 4096
+_MAX_STEPS = 12
 
 _Encoder = Callable[[Any, int], Any]
 
@@ -42,7 +43,8 @@ class Unstorable(Exception):
         self.path: list[str] = []
 
     def __str__(self) -> str:
-        where = "".join(reversed(self.path))
+        # Of a cycle the first steps say enough.
+        where = "".join(self.path[:-_MAX_STEPS:-1]) + ("..." if len(self.path) > _MAX_STEPS else "")
         return f"{self.reason} - at `${where}`" if where else self.reason
 
 
@@ -113,7 +115,10 @@ def _key(key: Any) -> str:
 def _datetime(value: datetime, depth: int) -> Any:
     offset = value.utcoffset()
     if offset is not None and offset % timedelta(minutes=1):
-        value = value.astimezone(UTC)  # ISO 8601 has no seconds in offsets
+        try:
+            value = value.astimezone(UTC)  # ISO 8601 has no seconds in offsets
+        except OverflowError as error:
+            raise Unstorable("a datetime is out of range in UTC") from error
     elif type(value) is not datetime:
         parts = (value.year, value.month, value.day, value.hour, value.minute, value.second)
         value = datetime(*parts, value.microsecond, tzinfo=value.tzinfo)

@@ -137,13 +137,24 @@ def _declared(cls: Any) -> list[tuple[str, str, Callable[[], Any] | None]] | Non
     if hasattr(cls, "__attrs_attrs__"):
         return [(f.name, f.name, _attrs_default(f.default)) for f in cls.__attrs_attrs__]
     if typing.is_typeddict(cls):
-        required: frozenset[str] = cls.__required_keys__  # type: ignore[attr-defined]
-        keys = typing.get_type_hints(cls)
-        return [(key, key, None if key in required else lambda: _MISSING) for key in keys]
+        hints = typing.get_type_hints(cls, include_extras=True)
+        return [(k, k, None if _is_required(cls, k, hints[k]) else _left_out) for k in hints]
     if issubclass(cls, tuple) and hasattr(cls, "_fields"):
         defaults: dict[str, Any] = cls._field_defaults  # type: ignore[attr-defined]
-        return [(n, n, _constant(defaults[n]) if n in defaults else None) for n in cls._fields]
+        names: tuple[str, ...] = getattr(cls, "_fields")  # noqa: B009 - pyright has no tuple._fields
+        return [(n, n, _constant(defaults[n]) if n in defaults else None) for n in names]
     return None
+
+
+def _is_required(cls: Any, key: str, hint: Any) -> bool:
+    # `__required_keys__` misses what is said inside annotations that are still text.
+    if get_origin(hint) in (Required, NotRequired):
+        return get_origin(hint) is Required
+    return key in cls.__required_keys__
+
+
+def _left_out() -> Any:
+    return _MISSING
 
 
 def _default_of(default: Any, factory: Any, nothing: Any) -> Callable[[], Any] | None:

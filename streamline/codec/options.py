@@ -12,7 +12,9 @@ from bson.int64 import Int64
 class _PlainInt(TypeDecoder):
     """Make `Int64` a plain int: msgspec and `type(x) is int` refuse the subclass."""
 
-    bson_type = Int64
+    @property
+    def bson_type(self) -> Any:
+        return Int64
 
     def transform_bson(self, value: Any) -> int:
         return int(value)
@@ -21,7 +23,9 @@ class _PlainInt(TypeDecoder):
 class _PlainReference(TypeDecoder):
     """Keep a mapping with `$ref` and `$id` keys a mapping: JSON schemas have such keys too."""
 
-    bson_type = DBRef
+    @property
+    def bson_type(self) -> Any:
+        return DBRef
 
     def transform_bson(self, value: Any) -> dict[str, Any]:
         return dict(value.as_doc())

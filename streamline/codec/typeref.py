@@ -125,7 +125,9 @@ def _resolve_generic(name: Any, held: Any, depth: int) -> Any:
     if not isinstance(held, list) or len(held) > _MAX_MEMBERS:
         raise _Unknown
     args = tuple(Ellipsis if part == ["..."] else _resolve(part, depth + 1) for part in held)
-    if Ellipsis in args and not (origin is tuple and len(args) == 2 and args[1] is Ellipsis):
+    if Ellipsis in args and not (
+        name == "builtins:tuple" and len(args) == 2 and args[1] is Ellipsis
+    ):
         raise _Unknown
     if origin.__module__ in ("builtins", "collections", "collections.abc"):
         return types.GenericAlias(origin, args)

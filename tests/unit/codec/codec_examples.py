@@ -149,4 +149,9 @@ ROUND_TRIPS: list[tuple[Any, Any]] = [
     ([1, "a", None, {"b": [2.5]}], list[Any]),
     ([[{"a": {ID}}]], list[list[dict[str, set[UUID]]]]),
     (s.Paths({Path("a"): 1}), s.Paths),
+    (s.Checked(NOW, 2), s.Checked),
+    ([s.ByKindA(x=1), s.ByKindB(x=1)], list[s.ByKindA | s.ByKindB]),
+    (s.Pair(s.ByKindB(x=1)), s.Pair), ({"a": s.ByKindA(x=1)}, s.Sparse),
+    ({"a": s.ByKindA(x=1), "b": s.Left(2)}, s.Sparse), (s.Cold(s.ByKindB(x=1), 5), s.Cold),
+    (s.Odd.NOTHING, s.Odd), (s.Odd.BYTES, s.Odd), (timedelta(1), timedelta | int),
 ]  # fmt: skip

@@ -7,12 +7,23 @@ from datetime import date, datetime
 from decimal import Decimal
 from enum import Enum, Flag, IntEnum, IntFlag, StrEnum
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, NewType, TypedDict, TypeVar
+from typing import (
+    Any,
+    Generic,
+    Literal,
+    NamedTuple,
+    NewType,
+    NotRequired,
+    Required,
+    TypedDict,
+    TypeVar,
+)
 from uuid import UUID
 
 import attrs
 import msgspec
 import pydantic
+import pydantic.dataclasses
 
 T = TypeVar("T")
 UserId = NewType("UserId", int)
@@ -209,3 +220,40 @@ class Label(str):
 
 class Paths(msgspec.Struct):
     sizes: dict[Path, int]
+
+
+@pydantic.dataclasses.dataclass
+class Checked:
+    at: datetime
+    size: int = 1
+
+
+class ByKindA(pydantic.BaseModel):
+    kind: Literal["a"] = "a"
+    x: int
+
+
+class ByKindB(pydantic.BaseModel):
+    kind: Literal["b"] = "b"
+    x: int
+
+
+class Pair(NamedTuple):
+    first: ByKindA | ByKindB
+    second: int = 3
+
+
+class Sparse(TypedDict):
+    a: Required[ByKindA | ByKindB]
+    b: NotRequired[Left | ByKindA]
+
+
+@attrs.frozen
+class Cold:
+    value: ByKindA | ByKindB
+    _hidden: int = 1
+
+
+class Odd(Enum):
+    NOTHING = None
+    BYTES = b"z"

@@ -3,7 +3,7 @@ from __future__ import annotations
 import ast
 import inspect
 from collections import UserDict
-from datetime import time, timedelta, timezone
+from datetime import datetime, time, timedelta, timezone
 from typing import Any
 from uuid import UUID
 
@@ -153,6 +153,17 @@ def test_nesting_as_deep_as_mongodb_allows_is_stored() -> None:
     assert dec(enc(value), Any) == value
     with pytest.raises(ValidationError, match="deeper than 90 levels"):
         enc([value, [value]])
+
+
+def test_fault_in_a_cycle_is_named_by_its_first_steps() -> None:
+    with pytest.raises(ValidationError, match=r"at `\$\[1\]\.again\[1\].{20,150}\.\.\.`$"):
+        enc(cyclic())
+
+
+def test_datetime_out_of_range_in_utc_is_refused_by_name() -> None:
+    early = datetime.min.replace(tzinfo=timezone(timedelta(seconds=30)))
+    with pytest.raises(ValidationError, match="out of range"):
+        enc(early)
 
 
 def test_too_large_value_is_refused_with_both_sizes() -> None:
