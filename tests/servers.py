@@ -35,6 +35,7 @@ class Mongod:
     Args:
         replica_set: Name of the set it belongs to; None for a standalone server.
         initiate: Make it the primary of a set of one; False when a `ReplicaSet` does so.
+        port: Where it listens; a free port by default.
         parameters: Server parameters (`--setParameter`).
     """
 
@@ -43,6 +44,7 @@ class Mongod:
         replica_set: str | None = "rs",
         *,
         initiate: bool = True,
+        port: int | None = None,
         parameters: dict[str, Any] | None = None,
     ) -> None:
         self._set = replica_set
@@ -51,6 +53,7 @@ class Mongod:
         self._directory: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._guard: subprocess.Popen[bytes] | None = None
+        self._wanted_port = port
         self.port = 0
 
     @property
@@ -80,7 +83,7 @@ class Mongod:
         self._directory = Path(tempfile.mkdtemp(prefix="streamline-mongod-"))
         try:
             for attempt in range(1, _PORT_ATTEMPTS + 1):
-                self.port = free_port()
+                self.port = self._wanted_port or free_port()
                 try:
                     self._launch()
                     break

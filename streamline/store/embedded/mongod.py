@@ -26,6 +26,7 @@ from streamline.store.embedded.replica_set import HOST, SET_NAME, ReplicaSet, an
 
 _STOP_LOCK_S = 30.0
 _ANSWER_S = 1.0
+_RESTART_PATIENCE_S = 2.0
 
 
 class EmbeddedMongod:
@@ -125,12 +126,14 @@ class EmbeddedMongod:
                 if port is None:
                     port = launch(self._directory, self._cache_gb, deadline)
                 with ReplicaSet(port, deadline) as replica_set:
-                    replica_set.ensure_primary()
+                    if not replica_set.correct_address():
+                        replica_set.ensure_primary()
+                        return port
+                # Its journal has the correction; it may hang as it asks the old address.
+                terminate(self._directory, patience_s=_RESTART_PATIENCE_S)
             except (ConnectionFailure, OperationFailure) as error:
                 # It ended, or was about to, between two looks at it.
                 deadline.pause(self._said(f"mongod failed as it started ({error})."))
-            else:
-                return port
 
     def _adopt(self, deadline: Deadline) -> int | None:
         """Return the port of the mongod that runs on the directory; None if none does."""

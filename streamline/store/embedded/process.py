@@ -8,6 +8,7 @@ import re
 import signal
 import socket
 import subprocess
+import time
 from pathlib import Path
 
 from streamline.errors import ServerUnavailable
@@ -19,6 +20,7 @@ from streamline.store.embedded.replica_set import HOST, SET_NAME
 _PORT_ATTEMPTS = 5
 _TERMINATE_S = 15.0
 _KILL_S = 10.0
+_PORT_PATIENCE_S = 0.2
 _OPLOG_MB = 256
 _FORKED = re.compile(r"forked process: (\d+)")
 _PORT_TAKEN = "address already in use"
@@ -69,11 +71,14 @@ def launch(directory: DataDirectory, cache_gb: float, deadline: Deadline) -> int
     raise AssertionError("unreachable")
 
 
-def terminate(directory: DataDirectory, pid: int | None = None) -> None:
+def terminate(
+    directory: DataDirectory, pid: int | None = None, *, patience_s: float = _TERMINATE_S
+) -> None:
     """End the mongod that runs on a directory, gently if it obeys, and wait until it is gone.
 
     Args:
         pid: Its pid, when known; needed as long as it hasn't locked the data yet.
+        patience_s: How long it may take before it is killed, which loses nothing.
 
     Raises:
         ServerUnavailable: It can't be signalled, or survived even a SIGKILL.
@@ -86,7 +91,7 @@ def terminate(directory: DataDirectory, pid: int | None = None) -> None:
             f"The mongod on {directory.data} isn't a process of this host or container; it was "
             "left running."
         )
-    for number, bound_s in ((signal.SIGTERM, _TERMINATE_S), (signal.SIGKILL, _KILL_S)):
+    for number, bound_s in ((signal.SIGTERM, patience_s), (signal.SIGKILL, _KILL_S)):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
         if _gone(directory, pid, Deadline(bound_s)):
@@ -177,11 +182,21 @@ def _alive(pid: int) -> bool:
     except OSError:
         # Without /proc (macOS) the lock on the data, released as it ends, is all there is.
         return False
-    # In a container without an init process nobody reaps it: a zombie is gone, too.
-    return status.rpartition(")")[2].split()[0] not in "ZX"
+    # In a container without an init process nobody reaps it: a zombie is gone, too. But not while
+    # it has threads, which still hold its port for some milliseconds.
+    fields = status.rpartition(")")[2].split()
+    return fields[0] not in "ZX" or int(fields[17]) > 1
 
 
 def _is_free(port: int) -> bool:
+    # A mongod that was just killed releases its data before its port; another port costs seconds.
+    patience = Deadline(_PORT_PATIENCE_S)
+    while not (free := _can_bind(port)) and patience.remaining_s:
+        time.sleep(0.01)
+    return free
+
+
+def _can_bind(port: int) -> bool:
     with socket.socket() as probe:
         # As mongod does: connections of its predecessor in TIME_WAIT don't matter.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -8,13 +8,13 @@ from typing import Any
 
 from pymongo import MongoClient
 from pymongo.errors import ConnectionFailure, OperationFailure
+from pymongo.write_concern import WriteConcern
 
 from streamline.store.embedded.deadline import Deadline
 
 SET_NAME = "streamline"
 HOST = "127.0.0.1"
-_NOT_YET_INITIALIZED = 94
-_IN_PROGRESS = (23, 109)  # AlreadyInitialized, ConfigurationInProgress: look again.
+_ALREADY_INITIALIZED = 23
 
 
 class ReplicaSet:
@@ -44,50 +44,54 @@ class ReplicaSet:
         options = self._client.admin.command("getCmdLineOpts")
         return str(options["parsed"].get("storage", {}).get("dbPath", ""))
 
+    def correct_address(self) -> bool:
+        """Correct the set's configuration if it names another port; then mongod must restart.
+
+        Not by `replSetReconfig`: as long as mongod asks the old address whether that is itself,
+        which a silent stranger on that port draws out to half a minute, it takes no such command.
+        Its database `local` can be written in every state.
+
+        Returns:
+            Whether it was corrected.
+        """
+        if self._is_primary():
+            return False
+        configurations = self._client.local.get_collection(
+            "system.replset", write_concern=WriteConcern(w=1, j=True)
+        )
+        found = configurations.find_one({"_id": SET_NAME})
+        if found is None or found["members"][0]["host"] == self._address:
+            return False
+        configurations.update_one(
+            {"_id": SET_NAME}, {"$set": {"members.0.host": self._address}, "$inc": {"version": 1}}
+        )
+        return True
+
     def ensure_primary(self) -> None:
-        """Initiate the set, or correct its address, as needed; return when it takes writes.
+        """Initiate the set, if that was never done; return when the server takes writes.
 
         Raises:
             ServerUnavailable: It didn't by the deadline.
             ConnectionFailure: The server went away.
         """
-        while not self._is_primary():
-            # Looked at anew each time: just after a start the configuration isn't loaded yet.
-            host = self._configured_host()
-            if host is None:
-                self._command({"replSetInitiate": self._configuration()})
-            elif host != self._address:
-                self._move()
+        while not (hello := self._hello()).get("isWritablePrimary"):
+            if "setName" not in hello:
+                self._initiate()
             self._deadline.pause(f"mongod at {self._address} didn't become primary in time.")
 
     def _is_primary(self) -> bool:
-        return bool(self._client.admin.command("hello").get("isWritablePrimary"))
+        return bool(self._hello().get("isWritablePrimary"))
 
-    def _configured_host(self) -> str | None:
+    def _hello(self) -> dict[str, Any]:
+        return self._client.admin.command("hello")
+
+    def _initiate(self) -> None:
+        config = {"_id": SET_NAME, "members": [{"_id": 0, "host": self._address}]}
         try:
-            config = self._client.admin.command("replSetGetConfig")["config"]
+            self._client.admin.command("replSetInitiate", config)
         except OperationFailure as error:
-            if error.code != _NOT_YET_INITIALIZED:
-                raise
-            return None
-        return str(config["members"][0]["host"])
-
-    def _configuration(self) -> dict[str, Any]:
-        return {"_id": SET_NAME, "members": [{"_id": 0, "host": self._address}]}
-
-    def _move(self) -> None:
-        # A member that doesn't find its own address in the configuration is REMOVED; only a forced
-        # reconfiguration works there, as there is no primary to accept an ordinary one.
-        config = self._client.admin.command("replSetGetConfig")["config"]
-        config["members"] = self._configuration()["members"]
-        config["version"] += 1
-        self._command({"replSetReconfig": config, "force": True})
-
-    def _command(self, command: dict[str, Any]) -> None:
-        try:
-            self._client.admin.command(command)
-        except OperationFailure as error:
-            if error.code not in _IN_PROGRESS:
+            # A set that exists, but isn't loaded yet, looks like none.
+            if error.code != _ALREADY_INITIALIZED:
                 raise
 
 
