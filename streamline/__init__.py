@@ -1,1 +1,97 @@
 """Durable functions for Python on MongoDB."""
+
+from streamline.context import (
+    channel,
+    current,
+    deprecate_patch,
+    heartbeat,
+    logger,
+    now,
+    patched,
+    random,
+    receive,
+    set_context,
+    sleep,
+    sleep_until,
+    uuid4,
+    wait,
+)
+from streamline.definitions import Registry, Step, Workflow, step, workflow
+from streamline.documents import WorkflowRun
+from streamline.engine import Streamline
+from streamline.errors import (
+    ErrorCode,
+    InvalidState,
+    LeaseLost,
+    MaxRetriesExceeded,
+    NonDeterminism,
+    NonRetryable,
+    PayloadTooLarge,
+    RetryAfter,
+    RunAlreadyCompleted,
+    RunCancelled,
+    RunConflict,
+    RunFailed,
+    RunNotFound,
+    ServerUnavailable,
+    StepFailed,
+    StepNotFound,
+    StepTimeout,
+    StreamlineError,
+    ValidationError,
+    WorkflowNotFound,
+)
+from streamline.events import Event
+from streamline.handles import RunHandle
+from streamline.health import Health
+from streamline.model import Status
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ErrorCode",
+    "Event",
+    "Health",
+    "InvalidState",
+    "LeaseLost",
+    "MaxRetriesExceeded",
+    "NonDeterminism",
+    "NonRetryable",
+    "PayloadTooLarge",
+    "Registry",
+    "RetryAfter",
+    "RunAlreadyCompleted",
+    "RunCancelled",
+    "RunConflict",
+    "RunFailed",
+    "RunHandle",
+    "RunNotFound",
+    "ServerUnavailable",
+    "Status",
+    "Step",
+    "StepFailed",
+    "StepNotFound",
+    "StepTimeout",
+    "Streamline",
+    "StreamlineError",
+    "ValidationError",
+    "Workflow",
+    "WorkflowNotFound",
+    "WorkflowRun",
+    "channel",
+    "current",
+    "deprecate_patch",
+    "heartbeat",
+    "logger",
+    "now",
+    "patched",
+    "random",
+    "receive",
+    "set_context",
+    "sleep",
+    "sleep_until",
+    "step",
+    "uuid4",
+    "wait",
+    "workflow",
+]

@@ -73,6 +73,6 @@ class SystemClock(Clock):
         return time.clock_gettime(_STEADY)
 
     def call_at(self, when: datetime, callback: Callable[[], object]) -> Alarm:
-        # One millisecond on top: `now()` is cut downwards, and an early alarm would be a wasted turn.
+        # One millisecond on top: `now()` is cut downwards, and an early alarm is a wasted turn.
         delay = (when - self.now()).total_seconds() + 0.001
         return asyncio.get_running_loop().call_later(max(0.0, delay), callback)

@@ -309,9 +309,7 @@ async def wait(
 
 
 @overload
-async def receive(
-    channel: str, *, type: type[T], timeout: Duration | None = None
-) -> T: ...
+async def receive(channel: str, *, type: type[T], timeout: Duration | None = None) -> T: ...
 
 
 @overload
@@ -339,7 +337,7 @@ async def receive(channel: str, *, type: Any = Any, timeout: Duration | None = N
 
 
 async def channel(name: str, *, type: Any = Any) -> AsyncIterator[Any]:
-    """Iterate over the messages of a channel, for ever: `async for message in channel("orders")`."""
+    """Iterate over a channel's messages, for ever: `async for message in channel("orders")`."""
     while True:
         yield await receive(name, type=type)
 
@@ -405,7 +403,7 @@ def heartbeat(details: Any = None) -> None:
 class _RunLogger(logging.LoggerAdapter[logging.Logger]):
     """A logger that knows the run, and is silent while a body is replayed."""
 
-    def isEnabledFor(self, level: int) -> bool:  # noqa: N802 - the name is logging's
+    def isEnabledFor(self, level: int) -> bool:
         runtime = _runtime.get()
         return not (runtime is not None and runtime.replaying) and super().isEnabledFor(level)
 

@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import TypeAlias
 
 Duration: TypeAlias = timedelta | float | str
-"""A timedelta, a number of seconds, or text: `"250ms"`, `"30s"`, `"5m"`, `"1h30m"`, `"2d"`, `"1w"`."""
+"""A timedelta, a number of seconds, or text: `"250ms"`, `"30s"`, `"1h30m"`, `"2d"`, `"1w"`."""
 
 _UNITS = {
     "ms": timedelta(milliseconds=1),

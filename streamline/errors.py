@@ -13,9 +13,9 @@
     │   └── RunAlreadyCompleted    it has ended
     ├── RunFailed                  the run ended with an error (its cause is chained)
     ├── RunCancelled               the run was cancelled
-    ├── StepFailed                 a step failed for good, and its own exception class is not at hand
+    ├── StepFailed                 a step failed for good, and its exception class is not at hand
     │   └── MaxRetriesExceeded     ... after the last of several attempts
-    ├── StepTimeout                a step attempt (or its heartbeat) took too long; also a TimeoutError
+    ├── StepTimeout                a step attempt (or its heartbeat) took too long; a TimeoutError too
     ├── NonDeterminism             the code no longer matches the journal
     │   └── BodyNotPure            the body did I/O, or awaits what nothing can resolve
     ├── LeaseLost                  another worker took the run over
@@ -67,9 +67,7 @@ class StreamlineError(Exception):
     code: ClassVar[ErrorCode]
     retryable: ClassVar[bool] = True
 
-    def __init__(
-        self, message: str, *, run_id: str | None = None, step: str | None = None
-    ) -> None:
+    def __init__(self, message: str, *, run_id: str | None = None, step: str | None = None) -> None:
         super().__init__(message)
         self.run_id = run_id
         self.step = step
@@ -165,8 +163,8 @@ class RunCancelled(StreamlineError):
 class StepFailed(StreamlineError):
     """A step failed for good.
 
-    Raised itself where the original class is not importable from a loaded module; otherwise it
-    is the `__cause__` of the original exception, so that the step can be told.
+    Raised in the place of the original exception where that can't be rebuilt: its class is not in a
+    loaded module, or is no `Exception`.
 
     Args:
         type_name: `module:qualname` of the original exception's class.

@@ -90,7 +90,7 @@ class EventBus:
         for listener in [*self._listeners.get(event.name, ()), *self._listeners.get("*", ())]:
             try:
                 result = listener(event)
-            except Exception as error:  # noqa: BLE001 - a listener may raise what it likes
+            except Exception as error:
                 self._report(event, error)
             else:
                 if inspect.isawaitable(result):
@@ -105,7 +105,7 @@ class EventBus:
         async def follow() -> None:
             try:
                 await awaitable
-            except Exception as error:  # noqa: BLE001 - as above
+            except Exception as error:
                 self._report(event, error)
 
         task = asyncio.get_running_loop().create_task(follow())

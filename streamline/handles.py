@@ -195,36 +195,47 @@ class RunHandle(Generic[R_co]):
         return await self._control.execute_run(self.id)
 
 
-_local_engine: ContextVar[RunControl | None] = ContextVar("streamline_engine", default=None)
-_default_engines: list[RunControl] = []
+class Engine(ABC):
+    """What starts runs: `Streamline`, as far as definitions know it."""
+
+    @property
+    @abstractmethod
+    def control(self) -> RunControl:
+        """Its control; raises `InvalidState` if it isn't started."""
 
 
-def set_current_engine(engine: RunControl) -> None:
+_local_engine: ContextVar[Engine | None] = ContextVar("streamline_engine", default=None)
+_started_engines: list[Engine] = []
+
+
+def set_current_engine(engine: Engine) -> None:
     """Make an engine the one that definitions use: in this context, and where none is set."""
     _local_engine.set(engine)
-    _default_engines.append(engine)
+    _started_engines.append(engine)
 
 
-def unset_current_engine(engine: RunControl) -> None:
+def unset_current_engine(engine: Engine) -> None:
     """Take back `set_current_engine`."""
     if _local_engine.get() is engine:
         _local_engine.set(None)
-    if engine in _default_engines:
-        _default_engines.remove(engine)
+    if engine in _started_engines:
+        _started_engines.remove(engine)
 
 
-def current_engine() -> RunControl:
-    """Return the engine of this context, else the one started last in this process.
+def current_control() -> RunControl:
+    """Return the control of this context's engine, else of the one started last in this process.
 
     Raises:
         InvalidState: No engine is started.
     """
-    engine = _local_engine.get() or (_default_engines[-1] if _default_engines else None)
-    if engine is None:
+    local = _local_engine.get()
+    if local is not None and local in _started_engines:
+        return local.control
+    if not _started_engines:
         raise InvalidState(
             "no engine is started: use `async with Streamline(...)`, or flow.options(engine=...)"
         )
-    return engine
+    return _started_engines[-1].control
 
 
 def _seconds(timeout: Duration | None) -> float | None:

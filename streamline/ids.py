@@ -1,4 +1,4 @@
-"""Ids: of runs and messages (UUIDv7, so that they sort by creation), and the names they may hold."""
+"""Ids of runs and messages (UUIDv7: they sort by creation), and which names are acceptable."""
 
 from __future__ import annotations
 

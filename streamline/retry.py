@@ -19,7 +19,7 @@ from tenacity.wait import wait_base
 from streamline.errors import RetryAfter
 
 
-class wait_jittered_exponential(wait_base):  # noqa: N801 - named as tenacity names its strategies
+class wait_jittered_exponential(wait_base):
     """Wait `initial * 2^(n-1)` seconds after attempt n, at most `maximum`, +- `jitter` of it."""
 
     def __init__(self, initial: float = 1.0, maximum: float = 60.0, jitter: float = 0.3) -> None:
@@ -34,7 +34,7 @@ class wait_jittered_exponential(wait_base):  # noqa: N801 - named as tenacity na
         return wait * random.uniform(1 - self.jitter, 1 + self.jitter)
 
 
-class _retry_if_retryable(retry_base):  # noqa: N801 - as above
+class _retry_if_retryable(retry_base):
     """Retry every error but one that says `retryable = False`."""
 
     def __call__(self, retry_state: tenacity.RetryCallState) -> bool:

@@ -13,7 +13,7 @@ from streamline.definitions.signature import Signature
 from streamline.definitions.step import StepDefaults
 from streamline.durations import Duration
 from streamline.errors import InvalidState, ValidationError
-from streamline.handles import OnExisting, RunControl, RunHandle, StartOptions, current_engine
+from streamline.handles import Engine, OnExisting, RunHandle, StartOptions, current_control
 from streamline.ids import check_name
 
 P = ParamSpec("P")
@@ -68,7 +68,7 @@ class Workflow(Generic[P, R_co]):
             InvalidState: No engine is started.
             ServerUnavailable: MongoDB doesn't answer.
         """
-        return await current_engine().start_run(self, args, kwargs, StartOptions())
+        return await current_control().start_run(self, args, kwargs, StartOptions())
 
     def options(
         self,
@@ -83,7 +83,7 @@ class Workflow(Generic[P, R_co]):
         tenant: str | None = None,
         expire_after: Duration | None = None,
         on_existing: OnExisting = "reuse",
-        engine: RunControl | None = None,
+        engine: Engine | None = None,
     ) -> Launch[P, R_co]:
         """Return a launch with options: `await flow.options(id="o-1").start(...)`.
 
@@ -117,7 +117,7 @@ class Workflow(Generic[P, R_co]):
 
     def handle(self, run_id: str) -> RunHandle[R_co]:
         """Return the handle of a run of this workflow, whether it exists or not."""
-        return RunHandle(current_engine(), run_id)
+        return RunHandle(current_control(), run_id)
 
     async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
         body = body_runtime()
@@ -137,7 +137,7 @@ class Launch(Generic[P, R_co]):
     """A workflow with the options of one start."""
 
     def __init__(
-        self, flow: Workflow[P, R_co], options: StartOptions, engine: RunControl | None
+        self, flow: Workflow[P, R_co], options: StartOptions, engine: Engine | None
     ) -> None:
         self._flow = flow
         self._options = options
@@ -150,5 +150,5 @@ class Launch(Generic[P, R_co]):
             RunConflict: The id belongs to a run of another workflow or input, or to an ended run
                 with `on_existing="fail"`.
         """
-        engine = self._engine or current_engine()
-        return await engine.start_run(self._flow, args, kwargs, self._options)
+        control = self._engine.control if self._engine is not None else current_control()
+        return await control.start_run(self._flow, args, kwargs, self._options)

@@ -67,5 +67,5 @@ def detach(value: Any) -> Any:
         return value
     try:
         return copy.deepcopy(value)
-    except Exception:  # noqa: BLE001 - an object may refuse to be copied in any way it likes
+    except Exception:
         return value

@@ -1,4 +1,4 @@
-"""`Execution`: one run's body on its loop. Entries go in, commands and in the end an outcome come out.
+"""`Execution`: one run's body on its loop. Entries go in, commands and an outcome come out.
 
 A pure function of (definition, input, journal so far), taken one entry at a time; live and replay
 do exactly the same. It does no I/O, reads no clock and knows no store.
@@ -22,13 +22,19 @@ from streamline.context import BodyRuntime, enter_runtime
 from streamline.definitions import Step, Workflow
 from streamline.errors import (
     BodyNotPure,
-    InvalidState,
     NonDeterminism,
     StepNotFound,
     ValidationError,
 )
 from streamline.model import Entry, EntryKind, Run, Slot, SlotKind
-from streamline.replay.commands import KINDS, Command, SlotCommand, StepCommand, TimerCommand, detach
+from streamline.replay.commands import (
+    KINDS,
+    Command,
+    SlotCommand,
+    StepCommand,
+    TimerCommand,
+    detach,
+)
 from streamline.replay.loop import ReplayLoop
 from streamline.replay.outcome import Cancelled, Failed, Outcome, Returned
 

@@ -269,7 +269,7 @@ async def _aclose(generator: AsyncGenerator[Any, Any]) -> None:
     await generator.aclose()
 
 
-# -- as_completed -------------------------------------------------------------------------------------
+# -- as_completed ---------------------------------------------------------------------------------
 
 _as_completed = asyncio.as_completed
 
@@ -314,7 +314,7 @@ def _refuse_unordered(coro: Coroutine[Any, Any, Any], run_id: str) -> None:
         frame = frame.f_back
 
 
-# -- I/O ----------------------------------------------------------------------------------------------
+# -- I/O ------------------------------------------------------------------------------------------
 
 
 def _forbid(name: str) -> Callable[..., NoReturn]:

@@ -83,7 +83,7 @@ class StepAttempt(StepRuntime):
             if task is not None and task.cancelling():
                 raise
             return AttemptResult(error=error, context=self._changes or None)
-        except BaseException as error:  # noqa: BLE001 - SystemExit too: a step must not end the worker
+        except BaseException as error:
             return AttemptResult(error=error, context=self._changes or None)
         return AttemptResult(value=value, context=self._changes or None, returned=returned)
 
@@ -170,4 +170,3 @@ class StepAttempt(StepRuntime):
         if self._silence is not None and limit is not None and not self._silence.expired():
             self._silence.reschedule(self._loop.time() + limit.total_seconds())
         self._on_heartbeat(details)
-

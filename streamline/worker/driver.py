@@ -1,15 +1,16 @@
 """`RunDriver`: advances one claimed run. Facts come in, entries and consequences go out as commits.
 
 A fact is what happened outside the body: an attempt ended, a timer is due, a message lies in the
-inbox. The driver applies facts to the body one at a time, looks what the body wants next, and writes
-both in one commit; only then do new steps start. A commit that the store refuses because a message
-came in is thrown away with all that was derived from it, and built again on what is stored.
+inbox. The driver applies facts to the body one at a time, looks what the body wants next, and
+writes both in one commit; only then do new steps start. A commit that the store refuses because a
+message came in is thrown away with all that was derived from it, and built again on what is stored.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -17,7 +18,13 @@ import msgspec
 
 from streamline.clock import Alarm
 from streamline.definitions import Workflow
-from streamline.errors import LeaseLost, NonDeterminism, PayloadTooLarge, ServerUnavailable
+from streamline.errors import (
+    LeaseLost,
+    NonDeterminism,
+    PayloadTooLarge,
+    ServerUnavailable,
+    ValidationError,
+)
 from streamline.model import (
     Commit,
     CommitResult,
@@ -59,13 +66,23 @@ class RunDriver:
         run: The run as claimed.
         workflow: The newest code for it.
         services: The worker's.
+        on_turn: Called with the run's id before its body runs, and with None after.
     """
 
-    def __init__(self, run: Run, workflow: Workflow[..., Any], services: Services) -> None:
+    def __init__(
+        self,
+        run: Run,
+        workflow: Workflow[..., Any],
+        services: Services,
+        *,
+        on_turn: Callable[[str | None], None],
+    ) -> None:
         self.run = run
         self.workflow = workflow
         self.draining = False
         self._services = services
+        self._on_turn = on_turn
+        self._waiting = False
         self._wake = asyncio.Event()
         self._lost = False
         self._stale_inbox = False
@@ -86,6 +103,11 @@ class RunDriver:
     def fence(self) -> int:
         """The claim under which this driver writes."""
         return self.run.fence
+
+    @property
+    def due_at(self) -> datetime | None:
+        """When a parked run is due by time."""
+        return self._next_due() if self._execution is not None else None
 
     @property
     def idle(self) -> bool:
@@ -129,8 +151,6 @@ class RunDriver:
         return True
 
     # -- driving ----------------------------------------------------------------------------------
-
-    _waiting = False
 
     async def drive(self) -> Status:
         """Advance the run until it ends, parks, is paused, or is to be handed back.
@@ -220,14 +240,14 @@ class RunDriver:
             self._replay(recorded)
 
     def _replay(self, recorded: list[Entry]) -> None:
+        self._on_turn(self.id)
         try:
             self._body.start(replaying=self.run.rev > 0)
-        except NonDeterminism:
-            raise
-        except Exception as error:  # noqa: BLE001 - an input that can't be read must fail the run
+        except ValidationError as error:  # an input that can't be read must fail the run at once
             self._ending_override = fail(error, self.run, self._body)
             return
         self._body.replay(recorded)
+        self._on_turn(None)
         failures: dict[str, list[Entry]] = {}
         for entry in recorded:
             if entry.kind is EntryKind.ATTEMPT:
@@ -259,6 +279,7 @@ class RunDriver:
 
     def _absorb(self) -> None:
         """Apply all facts at hand to the body, one at a time."""
+        self._on_turn(self.id)
         while (entry := self._next_entry()) is not None:
             self._body.apply(entry)
             self._floor = entry.at
@@ -269,6 +290,7 @@ class RunDriver:
                 self._board.remove(entry.id)
             self._news.of_entry(entry, self.run)
             self._take_commands({})
+        self._on_turn(None)
 
     def _more_facts(self) -> bool:
         return bool(self._board.facts)
@@ -538,9 +560,7 @@ class RunDriver:
 
     async def _store_beat(self, step_id: str, details: Any) -> None:
         try:
-            held = await self._services.store.heartbeat(
-                self.id, self.run.fence, step_id, details
-            )
+            held = await self._services.store.heartbeat(self.id, self.run.fence, step_id, details)
         except ServerUnavailable as error:
             self._news.engine_error(error, self.run, self._services.clock.now())
             return

@@ -38,9 +38,7 @@ def settle(execution: Execution, run: Run, workflow: Workflow[..., Any], limit: 
     if isinstance(outcome, Returned):
         what = f"the result of run {run.id!r} of workflow {workflow.name!r}"
         try:
-            return Ending(
-                status=Status.DONE, output=encode(outcome.value, what=what, limit=limit)
-            )
+            return Ending(status=Status.DONE, output=encode(outcome.value, what=what, limit=limit))
         except (ValidationError, PayloadTooLarge) as error:
             return fail(error, run, execution)
     assert outcome is not None
@@ -68,10 +66,8 @@ def poisoned(run: Run) -> Ending:
 
 def fail(error: BaseException, run: Run, execution: Execution | None) -> Ending:
     """Return how a run ends with an exception; one that a step raised brings the step's code."""
-    recorded = next(
-        (failure for raised, failure in (execution.step_errors if execution else ()) if raised is error),
-        None,
-    )
+    step_errors = () if execution is None else execution.step_errors
+    recorded = next((failure for raised, failure in step_errors if raised is error), None)
     if recorded is not None:
         return Ending(status=Status.FAILED, failure=recorded, error=error)
     code = error.code if isinstance(error, StreamlineError) else ErrorCode.WORKFLOW_FAILED

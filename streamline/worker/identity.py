@@ -41,9 +41,7 @@ class WorkerId(msgspec.Struct, frozen=True):
         return cls(parts[0], parts[1], parts[2], int(parts[3]), parts[4], int(parts[5]))
 
     def __str__(self) -> str:
-        return (
-            f"{self.host}/{self.boot}/{self.namespace}/{self.pid}/{self.started}/{self.number}"
-        )
+        return f"{self.host}/{self.boot}/{self.namespace}/{self.pid}/{self.started}/{self.number}"
 
     @property
     def is_dead(self) -> bool:

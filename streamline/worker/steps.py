@@ -109,7 +109,7 @@ class StepBoard:
             state.heartbeat = failure.value if failure.value is not None else state.heartbeat
 
     def remove(self, step_id: str) -> None:
-        """Forget a step: it was answered, or the body withdrew it; a running attempt is cancelled."""
+        """Forget a step that was answered or withdrawn; a running attempt is cancelled."""
         state = self._states.pop(step_id, None)
         if state is not None and state.task is not None:
             if state.running is not None:

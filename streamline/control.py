@@ -1,0 +1,267 @@
+"""`Control`: what callers do with runs, on a store: start, ask, send, resume, cancel, wait."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from streamline.codec import decode, decode_exception, encode, encode_exception, resolve_type
+from streamline.definitions import Registry
+from streamline.documents import WorkflowRun
+from streamline.errors import (
+    ErrorCode,
+    InvalidState,
+    PayloadTooLarge,
+    RunAlreadyCompleted,
+    RunCancelled,
+    RunFailed,
+    RunNotFound,
+    WorkflowNotFound,
+)
+from streamline.handles import RunControl, RunHandle, StartOptions
+from streamline.ids import check_name, new_id
+from streamline.launcher import Launcher
+from streamline.model import Message, MessageKind, Notice, PostResult, Run, Slot, SlotKind, Status
+from streamline.store import RunStore
+from streamline.waiters import Waiters
+from streamline.worker import Worker
+
+
+class Control(RunControl):
+    """Implements what handles ask for.
+
+    Args:
+        store: Where the runs are.
+        worker: Drives what `execute` asks for, and hears of messages at once.
+        waiters: Who waits for ends.
+        launcher: Who starts.
+        registry: For the types of results.
+        payload_limit: How many bytes one payload may have.
+    """
+
+    def __init__(
+        self,
+        store: RunStore,
+        worker: Worker,
+        waiters: Waiters,
+        launcher: Launcher,
+        registry: Registry,
+        payload_limit: int,
+    ) -> None:
+        self._store = store
+        self._worker = worker
+        self._waiters = waiters
+        self._launcher = launcher
+        self._registry = registry
+        self._payload_limit = payload_limit
+
+    # -- starting and asking ----------------------------------------------------------------------
+
+    async def start_run(
+        self, flow: Any, args: tuple[Any, ...], kwargs: dict[str, Any], options: StartOptions
+    ) -> RunHandle[Any]:
+        return RunHandle(self, await self._launcher.launch(flow, args, kwargs, options))
+
+    async def get_run(self, run_id: str) -> WorkflowRun:
+        return WorkflowRun.from_run(await self._load(run_id))
+
+    async def get_status(self, run_id: str) -> Status:
+        return (await self._load(run_id)).status
+
+    async def wait_run(self, run_id: str, timeout: float | None) -> WorkflowRun:
+        await self._ended(run_id, timeout)
+        return await self.get_run(run_id)
+
+    async def result_of(self, run_id: str, timeout: float | None) -> Any:
+        run = await self._ended(run_id, timeout)
+        if run.status is Status.DONE:
+            return self._decoded(run)
+        error = None if run.error is None else decode_exception(run.error, run_id=run.id)
+        if run.status is Status.CANCELLED:
+            message = str(error) if error else f"run {run_id!r} was cancelled"
+            raise RunCancelled(message, run_id=run_id)
+        assert run.error is not None
+        step = f" in step {run.error.step!r}" if run.error.step else ""
+        raise RunFailed(
+            f"run {run_id!r} of workflow {run.workflow!r} failed{step} ({run.error.code}): "
+            f"{run.error.message}",
+            run_id=run_id,
+            step=run.error.step,
+            error_code=ErrorCode(run.error.code),
+        ) from error
+
+    def _decoded(self, run: Run) -> Any:
+        try:
+            returns = self._registry.find_code(run.code).signature.returns
+        except WorkflowNotFound:
+            returns = Any  # a client that doesn't know the code gets plain data
+        return decode(run.output, returns, what=f"the output of run {run.id!r}")
+
+    async def _ended(self, run_id: str, timeout: float | None) -> Run:
+        run = await self._load(run_id)
+        return run if run.status.ended else await self._waiters.ended(run_id, timeout)
+
+    async def _load(self, run_id: str) -> Run:
+        run = await self._store.load_run(run_id)
+        if run is None:
+            raise _not_found(run_id)
+        return run
+
+    # -- messages ---------------------------------------------------------------------------------
+
+    async def send_message(
+        self, run_id: str, channel: str, payload: Any, message_id: str | None
+    ) -> None:
+        check_name(channel, what="a channel")
+        encoded = self._encoded(payload, f"the message to {channel!r} of run {run_id!r}")
+        run = await self._load(run_id)
+        slots = [s for s in run.awaiting if s.kind is SlotKind.RECEIVE and s.name == channel]
+        if slots:
+            _check_type(encoded, slots[0], run_id)
+        message = self._message(MessageKind.SEND, channel, encoded, message_id)
+        result = await self._post(run_id, message)
+        if result is PostResult.ENDED:
+            raise RunAlreadyCompleted(
+                f"run {run_id!r} has ended; the message to {channel!r} was not stored",
+                run_id=run_id,
+            )
+        if result is PostResult.FULL:
+            raise PayloadTooLarge(
+                f"the mailbox of run {run_id!r} is full; the message to {channel!r} was not "
+                "stored. Send it again once the run has received some",
+                run_id=run_id,
+            )
+
+    async def resume_run(self, run_id: str, payload: Any, name: str | None) -> None:
+        encoded = self._encoded(payload, f"the payload for run {run_id!r}")
+        while True:
+            slot = _open_wait(await self._load(run_id), name)
+            _check_type(encoded, slot, run_id)
+            message = self._message(MessageKind.RESUME, slot.id, encoded, None)
+            result = await self._post(run_id, message, slot=slot.id)
+            if result in (PostResult.POSTED, PostResult.DUPLICATE):
+                return
+            if result is PostResult.FULL:
+                raise PayloadTooLarge(
+                    f"the mailbox of run {run_id!r} is full; it was not resumed", run_id=run_id
+                )
+            if result is PostResult.NO_SLOT:
+                raise InvalidState(
+                    f"run {run_id!r} is not waiting for {slot.name!r} any more: another resume or "
+                    "its timeout came first",
+                    run_id=run_id,
+                )
+            # It has ended since we looked: the next look says how.
+
+    def _encoded(self, payload: Any, what: str) -> Any:
+        return encode(payload, what=what, limit=self._payload_limit)
+
+    def _message(
+        self, kind: MessageKind, name: str, payload: Any, message_id: str | None
+    ) -> Message:
+        return Message(
+            id=message_id or new_id(),
+            kind=kind,
+            at=self._store.clock.now(),
+            name=name,
+            payload=payload,
+        )
+
+    async def _post(self, run_id: str, message: Message, *, slot: str | None = None) -> PostResult:
+        result = await self._store.post(run_id, message, slot=slot)
+        if result is PostResult.NO_RUN:
+            raise _not_found(run_id)
+        if result is PostResult.POSTED:
+            self._tell_worker(run_id)
+        return result
+
+    def _tell_worker(self, run_id: str) -> None:
+        """Let the local worker know at once; other processes hear it from the store."""
+        now = self._store.clock.now()
+        self._worker.notice(
+            Notice(run_id=run_id, status=Status.WAITING, due_at=now, inbox_seq=1 << 62)
+        )
+
+    # -- control ----------------------------------------------------------------------------------
+
+    async def cancel_run(self, run_id: str, reason: str | None) -> None:
+        error = _cancelled(run_id, reason)
+        failure = encode_exception(error, code=error.code)
+        if await self._store.cancel_unstarted(run_id, failure):
+            self._waiters.suspect(run_id)
+            return
+        await self._post(run_id, self._message(MessageKind.CANCEL, "", reason, None))
+
+    async def terminate_run(self, run_id: str, reason: str | None) -> None:
+        error = _cancelled(run_id, reason)
+        if await self._store.terminate(run_id, encode_exception(error, code=error.code)):
+            self._waiters.suspect(run_id)
+            self._worker.lose(run_id)
+            return
+        await self._load(run_id)
+
+    async def pause_run(self, run_id: str, reason: str | None) -> None:
+        result = await self._post(run_id, self._message(MessageKind.PAUSE, "", reason, None))
+        if result is PostResult.ENDED:
+            raise RunAlreadyCompleted(f"run {run_id!r} has ended; nothing to pause", run_id=run_id)
+
+    async def unpause_run(self, run_id: str) -> None:
+        if await self._store.unpause(run_id):
+            self._tell_worker(run_id)
+            return
+        run = await self._load(run_id)
+        raise InvalidState(
+            f"run {run_id!r} is {run.status.value}, not paused; nothing to unpause", run_id=run_id
+        )
+
+    async def execute_run(self, run_id: str) -> Status:
+        claimed = await self._store.claim_run(self._worker.scheduler.new_claim(), run_id)
+        if claimed is None:
+            return await self.get_status(run_id)
+        return await self._worker.execute(claimed)
+
+
+def _not_found(run_id: str) -> RunNotFound:
+    return RunNotFound(f"there is no run {run_id!r}; check its id and the database", run_id=run_id)
+
+
+def _cancelled(run_id: str, reason: str | None) -> RunCancelled:
+    because = f": {reason}" if reason else ""
+    return RunCancelled(f"run {run_id!r} was cancelled{because}", run_id=run_id)
+
+
+def _open_wait(run: Run, name: str | None) -> Slot:
+    """Return the wait that a resume means.
+
+    Raises:
+        InvalidState: There is none, or several.
+    """
+    waits = [slot for slot in run.awaiting if slot.kind is SlotKind.WAIT]
+    named = waits if name is None else [s for s in waits if name in (s.name, s.id)]
+    if run.status.ended:
+        raise RunAlreadyCompleted(
+            f"run {run.id!r} has ended as {run.status.value}; it can't be resumed", run_id=run.id
+        )
+    if not named:
+        wanted = "" if name is None else f" for {name!r}"
+        raise InvalidState(
+            f"run {run.id!r} is {run.status.value} and not waiting{wanted}; it can't be resumed",
+            run_id=run.id,
+        )
+    if name is None and len(named) > 1:
+        names = ", ".join(repr(slot.name) for slot in named)
+        raise InvalidState(
+            f"run {run.id!r} has several open waits ({names}); say which: resume(..., name=...)",
+            run_id=run.id,
+        )
+    return named[0]
+
+
+def _check_type(encoded: Any, slot: Slot, run_id: str) -> None:
+    """Check a payload against the type a slot waits for, where that type is known here.
+
+    Raises:
+        ValidationError: It doesn't fit.
+    """
+    expected = resolve_type(slot.type)
+    if expected is not None:
+        decode(encoded, expected, what=f"the payload for {slot.name!r} of run {run_id!r}")

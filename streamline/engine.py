@@ -1,0 +1,278 @@
+"""`Streamline`: the engine. It puts a store, a worker and the callers' control together."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, ParamSpec, Self, TypeVar
+
+from pymongo.asynchronous.database import AsyncDatabase
+
+from streamline.clock import Clock
+from streamline.control import Control
+from streamline.definitions import Registry, Workflow, default_registry
+from streamline.documents import bind_documents
+from streamline.durations import Duration, to_seconds, to_timedelta
+from streamline.errors import InvalidState, ServerUnavailable
+from streamline.events import EventBus
+from streamline.handles import (
+    Engine,
+    RunHandle,
+    StartOptions,
+    set_current_engine,
+    unset_current_engine,
+)
+from streamline.health import Health
+from streamline.launcher import Launcher
+from streamline.store import RunStore
+from streamline.store.embedded import EmbeddedMongod
+from streamline.store.memory import MemoryStore
+from streamline.store.mongo import MongoStore
+from streamline.waiters import Waiters
+from streamline.worker import Services, Worker
+
+_log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+PAYLOAD_LIMIT = 3 * 1024 * 1024
+HOLD = timedelta(milliseconds=500)
+MAX_RECOVERIES = 5
+WATCH_AGAIN = 1.0
+
+
+class Streamline(Engine):
+    """The engine: `async with Streamline("mongodb://localhost/shop"): ...`.
+
+    Within the context, `flow.start(...)` uses it. Several engines side by side are told apart with
+    `engine.start_run(flow, ...)` or `flow.options(engine=engine)`.
+
+    Args:
+        address: A MongoDB URI, whose path names the database (`streamline` if none); or an
+            `AsyncDatabase`, whose connection is used and not closed. None: the URI in the
+            environment variable `STREAMLINE_MONGODB_URI`, else an embedded mongod.
+        worker: Whether to drive runs here; False makes a client only.
+        lease: How long a claim holds unless renewed. A worker renews every third of it; a dead
+            worker's runs are taken over after it (at once, on the same host).
+        concurrency: How many runs are driven at once.
+        registry: The definitions to drive; the global registry by default.
+        data: Where an embedded mongod keeps its data.
+        payload_limit: How many bytes one payload may have: arguments, a result, a message.
+        cache_size: How many parked runs stay in memory, to go on without a replay.
+        server_timeout: How long MongoDB may be away before a call fails.
+        store: Where runs are kept, if not on MongoDB.
+    """
+
+    def __init__(
+        self,
+        address: str | AsyncDatabase[Any] | None = None,
+        *,
+        worker: bool = True,
+        lease: Duration = "60s",
+        concurrency: int = 100,
+        registry: Registry | None = None,
+        data: Path | str = ".streamline",
+        payload_limit: int = PAYLOAD_LIMIT,
+        cache_size: int = 10_000,
+        server_timeout: Duration = "10s",
+        store: RunStore | None = None,
+    ) -> None:
+        self.events = EventBus()
+        self.registry = registry or default_registry
+        self._address = address
+        self._works = worker
+        self._lease = to_seconds(lease)
+        self._concurrency = concurrency
+        self._data = data
+        self._payload_limit = payload_limit
+        self._cache_size = cache_size
+        self._server_timeout = to_timedelta(server_timeout)
+        self._given_store = store
+        self._embedded: EmbeddedMongod | None = None
+        self._store: RunStore | None = None
+        self._worker: Worker | None = None
+        self._waiters: Waiters | None = None
+        self._control: Control | None = None
+        self._watching: asyncio.Task[None] | None = None
+
+    @classmethod
+    def memory(
+        cls,
+        *,
+        clock: Clock | None = None,
+        worker: bool = True,
+        concurrency: int = 100,
+        registry: Registry | None = None,
+    ) -> Self:
+        """Return an engine that keeps everything in this process's memory, and forgets it."""
+        return cls(
+            store=MemoryStore(clock), worker=worker, concurrency=concurrency, registry=registry
+        )
+
+    # -- life -------------------------------------------------------------------------------------
+
+    async def start(self) -> Self:
+        """Connect, and begin to work.
+
+        Raises:
+            ServerUnavailable: MongoDB doesn't answer, or no mongod can be found to embed.
+            InvalidState: It is started already.
+        """
+        if self._control is not None:
+            raise InvalidState("this engine is started already")
+        store = await self._open_store()
+        in_memory = isinstance(store, MemoryStore)
+        self._store = store
+        self._waiters = Waiters(store, watched=lambda: self._is_watched, polls=not in_memory)
+        self._worker = Worker(
+            self._services(store),
+            lease=self._lease,
+            concurrency=self._concurrency,
+            cache_size=self._cache_size,
+            on_ended=self._waiters.tell,
+            polls=not in_memory,
+            threaded=not in_memory,
+        )
+        self._worker.start(claims=self._works)
+        launcher = Launcher(store, self._worker, self._payload_limit)
+        self._control = Control(
+            store, self._worker, self._waiters, launcher, self.registry, self._payload_limit
+        )
+        self._watching = asyncio.get_running_loop().create_task(
+            self._watch(store), name="streamline-watch"
+        )
+        set_current_engine(self)
+        return self
+
+    async def stop(self, drain: Duration = "10s") -> None:
+        """Stop working: no new claims; running steps get `drain`; then claims are handed back.
+
+        A second call does nothing.
+        """
+        if self._control is None:
+            return
+        unset_current_engine(self)
+        self._control = None
+        assert self._watching is not None
+        assert self._worker is not None
+        assert self._waiters is not None
+        self._watching.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._watching
+        await self._worker.stop(to_seconds(drain))
+        self._waiters.close()
+        await self.events.drain()
+        await self._close_store()
+
+    async def __aenter__(self) -> Self:
+        return await self.start()
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.stop()
+
+    def _services(self, store: RunStore) -> Services:
+        return Services(
+            store=store,
+            clock=store.clock,
+            events=self.events,
+            registry=self.registry,
+            payload_limit=self._payload_limit,
+            hold=HOLD,
+            max_recoveries=MAX_RECOVERIES,
+        )
+
+    async def _open_store(self) -> RunStore:
+        store = self._given_store
+        if store is None:
+            store = MongoStore(await self._resolve_address(), timeout=self._server_timeout)
+        try:
+            await store.open()
+            if isinstance(store, MongoStore):
+                await bind_documents(store.database)
+        except BaseException:
+            await store.close()
+            await self._stop_embedded()
+            raise
+        return store
+
+    async def _resolve_address(self) -> str | AsyncDatabase[Any]:
+        address = self._address or os.environ.get("STREAMLINE_MONGODB_URI")
+        if address is not None:
+            return address
+        self._embedded = EmbeddedMongod(self._data)
+        return await self._embedded.start()
+
+    async def _close_store(self) -> None:
+        if self._store is not None:
+            await self._store.close()
+        await self._stop_embedded()
+
+    async def _stop_embedded(self) -> None:
+        if self._embedded is not None:
+            await self._embedded.stop()
+            self._embedded = None
+
+    # -- notices ----------------------------------------------------------------------------------
+
+    @property
+    def _is_watched(self) -> bool:
+        return self._worker is not None and self._worker.scheduler.watched
+
+    async def _watch(self, store: RunStore) -> None:
+        """Pass on what the store notices of other processes, for as long as it can tell."""
+        assert self._worker is not None
+        assert self._waiters is not None
+        scheduler = self._worker.scheduler
+        while True:
+            try:
+                scheduler.watched = True
+                async for notice in store.watch():
+                    self._worker.notice(notice)
+                    if notice.status is None or notice.status.ended:
+                        self._waiters.suspect(notice.run_id)
+                scheduler.watched = False
+                return
+            except ServerUnavailable as error:
+                scheduler.watched = False
+                _log.warning("no notices from the server for now, polling instead: %s", error)
+                await asyncio.sleep(WATCH_AGAIN)
+
+    # -- use --------------------------------------------------------------------------------------
+
+    @property
+    def control(self) -> Control:
+        if self._control is None:
+            raise InvalidState(
+                "this engine is not started: use `async with engine`, or await engine.start()"
+            )
+        return self._control
+
+    async def start_run(
+        self, flow: Workflow[P, R], *args: P.args, **kwargs: P.kwargs
+    ) -> RunHandle[R]:
+        """Start a run on this engine, as `flow.start(...)` does on the current one."""
+        return await self.control.start_run(flow, args, kwargs, StartOptions())
+
+    def handle(self, run_id: str) -> RunHandle[Any]:
+        """Return the handle of any run, whether it exists or not."""
+        return RunHandle(self.control, run_id)
+
+    def health(self) -> Health:
+        """Return how this engine is doing."""
+        if self._worker is None:
+            raise InvalidState("this engine is not started: it has no health yet")
+        scheduler = self._worker.scheduler
+        return Health(
+            last_poll=scheduler.last_poll,
+            success_rate=scheduler.breaker.success_rate,
+            circuit_open=scheduler.breaker.open,
+            lag=scheduler.lag,
+            claimed=self._worker.claimed,
+            cached=self._worker.cached,
+            watched=scheduler.watched,
+        )

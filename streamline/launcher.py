@@ -1,0 +1,178 @@
+"""`Launcher`: makes runs durable, and decides what a start with an existing id means."""
+
+from __future__ import annotations
+
+import sys
+from datetime import datetime, timedelta
+from typing import Any
+
+import msgspec
+
+from streamline.clock import to_milliseconds
+from streamline.codec import encode
+from streamline.definitions import Workflow
+from streamline.durations import to_seconds, to_timedelta
+from streamline.errors import RunConflict, ValidationError
+from streamline.handles import StartOptions
+from streamline.ids import new_id
+from streamline.model import Run, Status
+from streamline.store import RunStore
+from streamline.worker import Worker
+
+PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+MAX_ID = 500
+
+
+class Launcher:
+    """Starts runs on a store, and in the local worker where it has room.
+
+    Args:
+        store: Where the runs go.
+        worker: The local worker; None for a client.
+        payload_limit: How many bytes one payload may have.
+    """
+
+    def __init__(self, store: RunStore, worker: Worker | None, payload_limit: int) -> None:
+        self._store = store
+        self._worker = worker
+        self._payload_limit = payload_limit
+
+    async def launch(
+        self,
+        flow: Workflow[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        options: StartOptions,
+    ) -> str:
+        """Make a run durable; returns its id.
+
+        Raises:
+            ValidationError: The arguments or options are not acceptable.
+            PayloadTooLarge: The arguments are too large.
+            RunConflict: The id belongs to a run of another workflow or input.
+        """
+        run = self._claimed(flow, self._build(flow, args, kwargs, options))
+        stored, created = await self._store.create_run(run)
+        if created:
+            self._hand_over(run)
+        else:
+            await self._resolve(run, stored, options)
+        return run.id
+
+    # -- building ---------------------------------------------------------------------------------
+
+    def _build(
+        self,
+        flow: Workflow[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        options: StartOptions,
+    ) -> Run:
+        run_id = _checked_id(options.id) if options.id is not None else new_id()
+        now = self._store.clock.now()
+        due_at = _due_at(options, now)
+        retention = options.expire_after if options.expire_after is not None else flow.retention
+        what = f"the arguments of run {run_id!r} of workflow {flow.name!r}"
+        return Run(
+            id=run_id,
+            workflow=flow.name,
+            version=flow.version,
+            code=flow.code,
+            status=Status.QUEUED if due_at <= now else Status.DRAFT,
+            input=flow.signature.encode_input(args, kwargs, what=what, limit=self._payload_limit),
+            python=PYTHON,
+            created_at=now,
+            updated_at=now,
+            due_at=due_at,
+            context=self._encoded(options.context, f"the context of run {run_id!r}"),
+            meta=self._encoded(options.meta, f"the meta of run {run_id!r}"),
+            tags=list(options.tags or ()),
+            tenant=options.tenant,
+            priority=options.priority,
+            expire_after=None if retention is None else to_seconds(retention),
+        )
+
+    def _encoded(self, given: Any, what: str) -> dict[str, Any]:
+        encoded: dict[str, Any] = encode(dict(given or {}), what=what, limit=self._payload_limit)
+        return encoded
+
+    def _claimed(self, flow: Workflow[..., Any], run: Run) -> Run:
+        """Claim a new run for the local worker in the same write, if it can begin at once."""
+        worker = self._worker
+        if worker is None or run.status is not Status.QUEUED or not worker.takes(flow):
+            return run
+        claim = worker.scheduler.new_claim()
+        return msgspec.structs.replace(
+            run,
+            status=Status.RUNNING,
+            worker=claim.worker,
+            claim=claim.id,
+            fence=run.fence + 1,
+            started_at=run.created_at,
+            due_at=run.created_at + timedelta(seconds=claim.lease),
+        )
+
+    def _hand_over(self, run: Run) -> None:
+        if self._worker is None:
+            return
+        if run.status is Status.RUNNING:
+            self._worker.adopt(run)
+        else:
+            self._worker.scheduler.notice_due(run.due_at)
+
+    # -- existing ids -----------------------------------------------------------------------------
+
+    async def _resolve(self, run: Run, stored: Run, options: StartOptions) -> None:
+        """Find out what a start with an existing id means, and do it."""
+        while True:
+            if stored.workflow != run.workflow:
+                raise RunConflict(
+                    f"run {run.id!r} is of workflow {stored.workflow!r}, not {run.workflow!r}; "
+                    "choose another id",
+                    run_id=run.id,
+                )
+            if stored.status.ended and options.on_existing == "fail":
+                raise RunConflict(
+                    f"run {run.id!r} has ended as {stored.status.value} and was started with "
+                    "on_existing='fail'",
+                    run_id=run.id,
+                )
+            if not (stored.status.ended and options.on_existing == "restart"):
+                return _check_input(run, stored)
+            fence = stored.fence + max(1, run.fence)
+            replacement = msgspec.structs.replace(run, fence=fence)
+            if await self._store.replace_run(replacement, rev=stored.rev, fence=stored.fence):
+                return self._hand_over(replacement)
+            # Somebody else restarted it in between: that run is the one meant now.
+            stored, created = await self._store.create_run(run)
+            if created:
+                return self._hand_over(run)
+
+
+def _check_input(run: Run, stored: Run) -> None:
+    if stored.input != run.input:
+        raise RunConflict(
+            f"run {run.id!r} exists with another input; choose another id, or start it with the "
+            "same arguments",
+            run_id=run.id,
+        )
+
+
+def _checked_id(run_id: str) -> str:
+    if not run_id or len(run_id) > MAX_ID or "\x00" in run_id:
+        raise ValidationError(
+            f"a run's id must have 1 to {MAX_ID} characters and no NUL: {run_id[:50]!r}"
+        )
+    return run_id
+
+
+def _due_at(options: StartOptions, now: datetime) -> datetime:
+    if options.start_at is not None and options.delay is not None:
+        raise ValidationError("give start_at or delay, not both")
+    if options.delay is not None:
+        return to_milliseconds(now + to_timedelta(options.delay))
+    if options.start_at is None:
+        return now
+    if options.start_at.tzinfo is None:
+        raise ValidationError(f"start_at needs an aware datetime, not {options.start_at!r}")
+    return max(now, to_milliseconds(options.start_at))

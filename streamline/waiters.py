@@ -1,0 +1,128 @@
+"""`Waiters`: whoever in this process waits for runs to end, served together.
+
+A thousand waiters cost one query now and then: notices name runs that may have ended, and one task
+looks them up for all. In between it looks for all that are waited for, in case a notice was lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+
+from streamline.errors import StreamlineError
+from streamline.model import Run
+from streamline.store import RunStore
+
+_log = logging.getLogger(__name__)
+
+MIN_POLL = 0.02
+MAX_POLL = 1.0
+WATCHED_POLL = 5.0
+BATCH = 1000
+
+
+class Waiters:
+    """Waits for the ends of runs.
+
+    Args:
+        store: Where the runs are.
+        watched: Returns whether notices arrive from other processes.
+        polls: False where notices are never lost (in memory).
+    """
+
+    def __init__(self, store: RunStore, *, watched: Callable[[], bool], polls: bool = True) -> None:
+        self._store = store
+        self._watched = watched
+        self._polls = polls
+        self._futures: dict[str, list[asyncio.Future[Run]]] = {}
+        self._suspects: set[str] = set()
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def count(self) -> int:
+        """How many runs are waited for."""
+        return len(self._futures)
+
+    async def ended(self, run_id: str, timeout: float | None) -> Run:
+        """Return a run, without its journal, once it has ended.
+
+        Raises:
+            TimeoutError: It has not within `timeout` seconds.
+        """
+        future: asyncio.Future[Run] = asyncio.get_running_loop().create_future()
+        self._futures.setdefault(run_id, []).append(future)
+        self._ensure_task()
+        self.suspect(run_id)
+        try:
+            async with asyncio.timeout(timeout):
+                return await future
+        finally:
+            self._forget(run_id, future)
+
+    def tell(self, run: Run) -> None:
+        """Take in that a run has ended."""
+        for future in self._futures.get(run.id, ()):
+            if not future.done():
+                future.set_result(run)
+
+    def suspect(self, run_id: str) -> None:
+        """Take a hint that a run may have ended."""
+        if run_id in self._futures:
+            self._suspects.add(run_id)
+            self._wake.set()
+
+    def close(self) -> None:
+        """Stop looking; whoever still waits is cancelled."""
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None
+        for futures in self._futures.values():
+            for future in futures:
+                future.cancel()
+
+    def _forget(self, run_id: str, future: asyncio.Future[Run]) -> None:
+        futures = self._futures.get(run_id, [])
+        if future in futures:
+            futures.remove(future)
+        if not futures:
+            self._futures.pop(run_id, None)
+
+    def _ensure_task(self) -> None:
+        if self._task is None or self._task.done():
+            self._task = asyncio.get_running_loop().create_task(
+                self._look(), name="streamline-waiters"
+            )
+
+    async def _look(self) -> None:
+        idle = 0
+        while True:
+            suspects = list(self._suspects) or list(self._futures)
+            self._suspects.clear()
+            self._wake.clear()
+            found = 0
+            try:
+                for start in range(0, len(suspects), BATCH):
+                    found += await self._look_up(suspects[start : start + BATCH])
+            except StreamlineError as error:
+                _log.warning("can't look whether %d runs have ended: %s", len(suspects), error)
+            idle = 0 if found else idle + 1
+            await self._sleep(idle)
+
+    async def _look_up(self, run_ids: Sequence[str]) -> int:
+        runs = await self._store.load_ended(run_ids)
+        for run in runs:
+            self.tell(run)
+        return len(runs)
+
+    async def _sleep(self, idle: int) -> None:
+        if not self._futures or not self._polls:
+            await self._wake.wait()
+            return
+        poll = WATCHED_POLL if self._watched() else min(MAX_POLL, MIN_POLL * 2.0 ** min(idle, 10))
+        try:
+            async with asyncio.timeout(poll):
+                await self._wake.wait()
+        except TimeoutError:
+            return

@@ -1,0 +1,198 @@
+"""`Scheduler`: finds runs that are due and claims them, while its worker has room.
+
+One indexed query serves everything that time can wake: queued runs, sleeps, retries, delayed starts
+and stale claims. Between queries it sleeps until the next known due time or a notice; polling is
+only the net below.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Callable
+from datetime import datetime, timedelta
+
+from streamline.clock import Alarm
+from streamline.errors import StreamlineError
+from streamline.events import Event
+from streamline.model import Claim, Run
+from streamline.worker.breaker import CircuitBreaker
+from streamline.worker.identity import WorkerId
+from streamline.worker.services import Services
+
+_log = logging.getLogger(__name__)
+
+MIN_POLL = timedelta(milliseconds=20)
+MAX_POLL = timedelta(seconds=1)
+WATCHED_POLL = timedelta(seconds=5)
+LOOK_ROUND = 1.0
+"""Seconds between looks at which workers of this host have died."""
+
+
+class Scheduler:
+    """The claiming half of a worker.
+
+    Args:
+        services: The worker's.
+        worker: The worker's id.
+        lease: Seconds.
+        room: Returns how many more runs the worker can take.
+        adopt: Takes a claimed run.
+        polls: False where notices are never lost (in memory): then nothing is polled.
+    """
+
+    def __init__(
+        self,
+        services: Services,
+        worker: str,
+        lease: float,
+        *,
+        room: Callable[[], int],
+        adopt: Callable[[Run], None],
+        polls: bool,
+    ) -> None:
+        self.breaker = CircuitBreaker()
+        self.watched = False
+        self.last_poll: datetime | None = None
+        self._services = services
+        self._worker = worker
+        self._lease = lease
+        self._room = room
+        self._adopt = adopt
+        self._polls = polls
+        self._wake = asyncio.Event()
+        self._waiting = False
+        self._idle_polls = 0
+        self._due: datetime | None = None
+        self._alarm: Alarm | None = None
+        self._claims = itertools.count(1)
+
+    @property
+    def idle(self) -> bool:
+        """Whether it waits for time or a notice."""
+        return self._waiting and not self._wake.is_set()
+
+    @property
+    def lag(self) -> timedelta:
+        """How long the longest due run has been waiting for a worker, as far as is known."""
+        if self._due is None:
+            return timedelta()
+        return max(timedelta(), self._services.clock.now() - self._due)
+
+    def notice_due(self, due: datetime | None = None) -> None:
+        """Take a hint that a run is due now, or will be at `due`."""
+        now = self._services.clock.now()
+        if due is None or due <= now:
+            self._idle_polls = 0
+            self._wake.set()
+        elif self._due is None or due < self._due:
+            self._due = due
+            if self._waiting and self._room() > 0:
+                self._set_alarm(due)
+
+    def notice_room(self) -> None:
+        """Take in that the worker has room again."""
+        if self._due is not None and self._due <= self._services.clock.now():
+            self._wake.set()
+
+    def new_claim(self) -> Claim:
+        """Return a claim with an id of its own."""
+        return Claim(
+            id=f"{self._worker}#{next(self._claims)}", worker=self._worker, lease=self._lease
+        )
+
+    async def run(self) -> None:
+        """Claim what is due, for ever."""
+        while True:
+            self._wake.clear()
+            try:
+                claimed = await self._claim()
+            except StreamlineError as error:
+                await self._hold_back(error)
+                continue
+            self._idle_polls = 0 if claimed else self._idle_polls + 1
+            await self._sleep()
+
+    async def look_round(self) -> None:
+        """Take over, for ever, what dead workers of this host held."""
+        while True:
+            try:
+                for holder in await self._services.store.claim_holders():
+                    await self._take_over(holder)
+            except StreamlineError as error:
+                _log.warning("can't look for dead workers: %s", error)
+            await asyncio.sleep(LOOK_ROUND)
+
+    async def _take_over(self, holder: str) -> None:
+        parsed = WorkerId.parse(holder)
+        if holder == self._worker or parsed is None or not parsed.is_dead:
+            return
+        expired = await self._services.store.expire_claims(holder)
+        if expired:
+            _log.warning("worker %s of this host is dead; %d of its runs are due", holder, expired)
+            self.notice_due()
+
+    async def _claim(self) -> int:
+        """Claim until nothing more is due or there is no room; returns how many."""
+        total = 0
+        codes = self._services.registry.codes()
+        while (room := self._room()) > 0 and codes:
+            runs = await self._services.store.claim_due(self.new_claim(), codes, room)
+            self._succeeded()
+            for run in runs:
+                self._adopt(run)
+            total += len(runs)
+            if len(runs) < room:
+                break
+        self._due = await self._services.store.next_due(codes) if codes else None
+        return total
+
+    def _succeeded(self) -> None:
+        self.last_poll = self._services.clock.now()
+        if self.breaker.succeed():
+            _log.info("the server is back; the scheduler goes on")
+            self._emit("scheduler:circuit-closed", None)
+
+    async def _hold_back(self, error: Exception) -> None:
+        self._emit("scheduler:error", error)
+        if self.breaker.fail():
+            _log.error("the scheduler can't reach the server and holds back: %s", error)
+            self._emit("scheduler:circuit-open", error)
+        await asyncio.sleep(self.breaker.delay())
+
+    async def _sleep(self) -> None:
+        now = self._services.clock.now()
+        # What is due but could not be had is being claimed by another: don't ask in a tight loop.
+        due = self._due if self._due is None else max(self._due, now + MIN_POLL)
+        if self._room() <= 0:
+            self._cancel_alarm()  # whoever makes room wakes us
+        elif self._polls:
+            poll = now + self._poll_interval()
+            self._set_alarm(min(due or poll, poll))
+        elif due is not None:
+            self._set_alarm(due)
+        self._waiting = True
+        try:
+            await self._wake.wait()
+        finally:
+            self._waiting = False
+            self._cancel_alarm()
+
+    def _poll_interval(self) -> timedelta:
+        if self.watched:
+            return WATCHED_POLL
+        return min(MAX_POLL, MIN_POLL * 2.0 ** min(self._idle_polls, 10))
+
+    def _set_alarm(self, at: datetime) -> None:
+        self._cancel_alarm()
+        self._alarm = self._services.clock.call_at(at, self._wake.set)
+
+    def _cancel_alarm(self) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+
+    def _emit(self, name: str, error: Exception | None) -> None:
+        now = self._services.clock.now()
+        self._services.events.emit(Event(name=name, at=now, error=error))

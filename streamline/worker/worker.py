@@ -1,0 +1,321 @@
+"""`Worker`: holds claims and drives their runs, which the scheduler finds."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+from streamline.codec import encode_exception
+from streamline.definitions import Workflow
+from streamline.errors import LeaseLost, ServerUnavailable, StreamlineError, WorkflowNotFound
+from streamline.events import Event
+from streamline.model import Commit, Notice, Run, Status
+from streamline.store import Renewal
+from streamline.worker.driver import RunDriver
+from streamline.worker.identity import WorkerId
+from streamline.worker.leases import LeaseKeeper
+from streamline.worker.scheduler import Scheduler
+from streamline.worker.services import Services
+
+_log = logging.getLogger(__name__)
+
+BLOCKED_AFTER = 2.0
+"""Seconds without a turn of the event loop before a warning."""
+
+
+class Worker:
+    """Drives runs in this process.
+
+    Args:
+        services: What its drivers need.
+        lease: The length of a claim in seconds.
+        concurrency: How many runs it drives at once.
+        cache_size: How many parked runs stay in memory.
+        on_ended: Called with each run that ends here.
+        polls: Whether the scheduler polls; see `Scheduler`.
+        threaded: Whether leases are renewed by a thread; tests with skipped time renew by hand.
+    """
+
+    def __init__(
+        self,
+        services: Services,
+        *,
+        lease: float,
+        concurrency: int,
+        cache_size: int,
+        on_ended: Callable[[Run], None],
+        polls: bool = True,
+        threaded: bool = True,
+    ) -> None:
+        self.id = str(WorkerId.new())
+        self._services = services
+        self._lease = lease
+        self._concurrency = concurrency
+        self._cache_size = cache_size
+        self._on_ended = on_ended
+        self._threaded = threaded
+        self._drivers: dict[str, RunDriver] = {}
+        self._tasks: dict[str, asyncio.Task[Status | None]] = {}
+        self._parked: OrderedDict[str, RunDriver] = OrderedDict()
+        self._keeper: LeaseKeeper | None = None
+        self._background: list[asyncio.Task[None]] = []
+        self._stopping = False
+        self.scheduler = Scheduler(
+            services, self.id, lease, room=self._room, adopt=self.adopt, polls=polls
+        )
+
+    # -- life -------------------------------------------------------------------------------------
+
+    def start(self, *, claims: bool) -> None:
+        """Begin to keep leases; with `claims`, also to claim what is due."""
+        if self._threaded:
+            self._keeper = LeaseKeeper(
+                self._services.store,
+                self.id,
+                self._lease,
+                held=self.held,
+                on_renewal=self.renewed,
+                on_lapse=self._lapsed,
+                blocked_after=min(BLOCKED_AFTER, self._lease / 3),
+            )
+            self._keeper.start()
+        if claims:
+            loop = asyncio.get_running_loop()
+            self._background = [loop.create_task(self.scheduler.run(), name="streamline-scheduler")]
+            if self._threaded:
+                self._background.append(
+                    loop.create_task(self.scheduler.look_round(), name="streamline-look-round")
+                )
+
+    async def stop(self, drain: float) -> None:
+        """Stop: no new claims; running steps get `drain` seconds; then claims are handed back."""
+        self._stopping = True
+        await _cancelled(self._background)
+        for driver in list(self._drivers.values()):
+            driver.drain()
+        if self._tasks:
+            await asyncio.wait(self._tasks.values(), timeout=drain)
+        for run_id, task in list(self._tasks.items()):
+            driver = self._drivers[run_id]
+            await _cancelled([task])
+            driver.abandon()
+            await self._release(driver)
+        self._evict_all()
+        if self._keeper is not None:
+            await asyncio.to_thread(self._keeper.stop)
+
+    def kill(self) -> None:
+        """Drop everything at once, as if the process had died; for tests."""
+        self._stopping = True
+        for task in [*self._background, *self._tasks.values()]:
+            task.cancel()
+        for driver in self._drivers.values():
+            driver.abandon()
+        self._evict_all()
+
+    # -- claims -----------------------------------------------------------------------------------
+
+    def held(self) -> dict[str, int]:
+        """Return run id -> fence of all claims held."""
+        return {run_id: driver.fence for run_id, driver in list(self._drivers.items())}
+
+    def renewed(self, renewal: Renewal) -> None:
+        """Take in what a renewal found."""
+        for run_id in renewal.lost:
+            self.lose(run_id)
+        for run_id, inbox_seq in renewal.inbox_seq.items():
+            if run_id in self._drivers:
+                self._drivers[run_id].hint(inbox_seq)
+
+    def _lapsed(self) -> None:
+        for run_id in list(self._drivers):
+            self.lose(run_id)
+
+    def lose(self, run_id: str) -> None:
+        """Take in that a claim is lost."""
+        driver = self._drivers.get(run_id)
+        if driver is not None:
+            driver.lose()
+
+    def notice(self, notice: Notice) -> None:
+        """Take a hint that a run changed."""
+        driver = self._drivers.get(notice.run_id)
+        if driver is not None:
+            if notice.inbox_seq is not None:
+                driver.hint(notice.inbox_seq)
+        elif notice.due_at is not None and notice.status is not Status.RUNNING:
+            self.scheduler.notice_due(notice.due_at)
+
+    def takes(self, flow: Workflow[..., Any]) -> bool:
+        """Whether it can begin a run of this workflow at once."""
+        claims = bool(self._background) and not self._stopping and self._room() > 0
+        return claims and flow.code in self._services.registry.codes()
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing happens here until time passes or a message comes."""
+        drivers = self._drivers.values()
+        return all(driver.idle for driver in drivers) and (
+            self.scheduler.idle or not self._background
+        )
+
+    @property
+    def claimed(self) -> int:
+        """How many runs it holds."""
+        return len(self._drivers)
+
+    @property
+    def cached(self) -> int:
+        """How many parked runs are in memory."""
+        return len(self._parked)
+
+    def _room(self) -> int:
+        return self._concurrency - len(self._drivers)
+
+    # -- driving ----------------------------------------------------------------------------------
+
+    def adopt(self, run: Run) -> None:
+        """Drive a run that was claimed for this worker."""
+        if run.id in self._drivers:
+            # Claimed anew by ourselves, as its lease ran out; the old driver can't write any more.
+            self.lose(run.id)
+            self._tasks[run.id].add_done_callback(lambda _: self._begin(run))
+            return
+        self._begin(run)
+
+    def _begin(self, run: Run) -> None:
+        try:
+            driver = self._driver_for(run)
+        except WorkflowNotFound as error:
+            _log.warning("claimed run %r in vain: %s", run.id, error)
+            return
+        self._drivers[run.id] = driver
+        task = asyncio.get_running_loop().create_task(self._drive(driver), name=f"run {run.id}")
+        self._tasks[run.id] = task
+        task.add_done_callback(lambda done: self._finished(driver, done))
+
+    def _driver_for(self, run: Run) -> RunDriver:
+        parked = self._parked.pop(run.id, None)
+        if parked is not None:
+            if parked.reclaim(run):
+                return parked
+            parked.evict()
+        self._announce(run)
+        workflow = self._services.registry.find_code(run.code)
+        return RunDriver(run, workflow, self._services, on_turn=self._turning)
+
+    def _turning(self, run_id: str | None) -> None:
+        if self._keeper is not None:
+            self._keeper.active_run = run_id
+
+    async def execute(self, run: Run) -> Status:
+        """Drive a claimed run here and now; returns the status it was left in."""
+        self.adopt(run)
+        status = await asyncio.shield(self._tasks[run.id])
+        return Status.RUNNING if status is None else status
+
+    async def _drive(self, driver: RunDriver) -> Status | None:
+        """Drive to the end of this claim. None if the claim was lost."""
+        try:
+            status = await driver.drive()
+        except LeaseLost as error:
+            _log.info("%s; this worker leaves it alone", error)
+            driver.abandon()
+            return None
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            _log.exception("driving run %r failed; it is handed back", driver.id)
+            self._emit_error(driver.run, error)
+            driver.abandon()
+            await self._give_up(driver, error)
+            return None
+        if status is Status.RUNNING:
+            driver.abandon()
+            await self._release(driver)
+        return status
+
+    def _finished(self, driver: RunDriver, task: asyncio.Task[Status | None]) -> None:
+        if self._drivers.get(driver.id) is driver:
+            del self._drivers[driver.id]
+            del self._tasks[driver.id]
+        if task.cancelled() or self._stopping:
+            driver.evict()
+        elif task.result() is Status.WAITING:
+            self._park(driver)
+        elif driver.run.status.ended:
+            self._on_ended(driver.run)
+        self.scheduler.notice_room()
+
+    def _park(self, driver: RunDriver) -> None:
+        if driver.due_at is not None:
+            self.scheduler.notice_due(driver.due_at)
+        self._parked[driver.id] = driver
+        while len(self._parked) > self._cache_size:
+            self._parked.popitem(last=False)[1].evict()
+
+    def _evict_all(self) -> None:
+        for driver in self._parked.values():
+            driver.evict()
+        self._parked.clear()
+
+    # -- handing back -----------------------------------------------------------------------------
+
+    async def _release(self, driver: RunDriver) -> None:
+        try:
+            await self._services.store.release(driver.id, driver.fence)
+        except ServerUnavailable as error:
+            _log.warning("can't hand back run %r; its lease will run out: %s", driver.id, error)
+
+    async def _give_up(self, driver: RunDriver, error: Exception) -> None:
+        """Fail a run that the engine itself can't drive, so that it isn't tried for ever."""
+        if not isinstance(error, StreamlineError):
+            # Not the run's fault as far as we know: leave it to the lease and the recovery count.
+            return
+        failure = encode_exception(error, code=error.code)
+        commit = Commit(
+            run_id=driver.id,
+            fence=driver.fence,
+            rev=driver.run.rev,
+            status=Status.FAILED,
+            error=failure,
+            ended_at=self._services.clock.now(),
+        )
+        try:
+            await self._services.store.commit(commit)
+        except StreamlineError as second:
+            _log.warning("can't fail run %r: %s", driver.id, second)
+
+    # -- telling ----------------------------------------------------------------------------------
+
+    def _announce(self, run: Run) -> None:
+        if run.fence == 1:
+            name = "workflow:started"
+        elif run.recoveries:
+            name = "workflow:recovered"
+        else:
+            name = "workflow:resumed"
+        self._emit(name, run)
+
+    def _emit_error(self, run: Run, error: Exception) -> None:
+        self._emit("engine:error", run, error)
+
+    def _emit(self, name: str, run: Run, error: Exception | None = None) -> None:
+        self._services.events.emit(
+            Event(
+                name=name,
+                at=self._services.clock.now(),
+                run_id=run.id,
+                workflow=run.workflow,
+                error=error,
+            )
+        )
+
+
+async def _cancelled(tasks: list[asyncio.Task[None]] | list[asyncio.Task[Status | None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
