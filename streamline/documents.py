@@ -12,7 +12,6 @@ from typing import Annotated, Any
 import msgspec
 from beanie import Document, init_beanie
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
-from pymongo.asynchronous.database import AsyncDatabase
 
 from streamline.model import EntryKind, MessageKind, Run, SlotKind, Status
 
@@ -154,17 +153,6 @@ class WorkflowRun(_RunFields, Document):
         given = {name: getattr(checked, name) for name in checked.model_fields_set}
         # Beanie's __init__ looks for the collection; the fields are validated already.
         return cls.model_construct(id=run_id, **given)
-
-
-async def bind_documents(database: AsyncDatabase[Any]) -> None:
-    """Let `WorkflowRun` read from this database: `init_beanie` for that one document.
-
-    Of several databases in one process the last one bound is read.
-    """
-    await init_beanie(database=database, document_models=[WorkflowRun], skip_indexes=True)
-
-
-_bound_here: list[Any] = []
 
 
 async def bind_documents(database: Any) -> None:
