@@ -155,16 +155,16 @@ class WorkflowRun(_RunFields, Document):
         return cls.model_construct(id=run_id, **given)
 
 
-async def bind_documents(database: Any) -> None:
+_bound_by_us: list[AsyncDatabase[Any]] = []
+
+
+async def bind_documents(database: AsyncDatabase[Any]) -> None:
     """Let queries on `WorkflowRun` go to a database, unless the user's own `init_beanie` set one.
 
     With several engines they go to the database of the one started last; for another engine's
     documents use its handles, or a subclass of `WorkflowRun` in an `init_beanie` of its own.
-
-    Args:
-        database: An `AsyncDatabase`.
     """
-    if getattr(WorkflowRun, "_document_settings", None) is not None and not _bound_here:
+    if getattr(WorkflowRun, "_document_settings", None) is not None and not _bound_by_us:
         return
     await init_beanie(database=database, document_models=[WorkflowRun], skip_indexes=True)
-    _bound_here[:] = [database]
+    _bound_by_us[:] = [database]

@@ -15,7 +15,7 @@
     ├── RunCancelled               the run was cancelled
     ├── StepFailed                 a step failed for good, and its exception class is not at hand
     │   └── MaxRetriesExceeded     ... after the last of several attempts
-    ├── StepTimeout                a step attempt (or its heartbeat) took too long; a TimeoutError too
+    ├── StepTimeout                an attempt, or its heartbeat, took too long; a TimeoutError too
     ├── NonDeterminism             the code no longer matches the journal
     │   └── BodyNotPure            the body did I/O, or awaits what nothing can resolve
     ├── LeaseLost                  another worker took the run over
