@@ -158,6 +158,10 @@ class WorkflowRun(_RunFields, Document):
 _bound_by_us: list[AsyncDatabase[Any]] = []
 
 
+# The database that an engine of this process bound last, if any did.
+_bound_here: list[Any] = []
+
+
 async def bind_documents(database: AsyncDatabase[Any]) -> None:
     """Let queries on `WorkflowRun` go to a database, unless the user's own `init_beanie` set one.
 
