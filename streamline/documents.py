@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import msgspec
 from beanie import Document, init_beanie
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pymongo.asynchronous.database import AsyncDatabase
 
 from streamline.model import EntryKind, MessageKind, Run, SlotKind, Status
 
@@ -155,11 +156,8 @@ class WorkflowRun(_RunFields, Document):
         return cls.model_construct(id=run_id, **given)
 
 
-_bound_by_us: list[AsyncDatabase[Any]] = []
-
-
 # The database that an engine of this process bound last, if any did.
-_bound_here: list[Any] = []
+_bound_by_us: list[AsyncDatabase[Any]] = []
 
 
 async def bind_documents(database: AsyncDatabase[Any]) -> None:
