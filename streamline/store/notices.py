@@ -9,7 +9,8 @@ from contextlib import suppress
 
 import msgspec
 from pymongo.asynchronous.change_stream import AsyncChangeStream
-from pymongo.errors import OperationFailure, PyMongoError
+from pymongo.errors import InvalidOperation, OperationFailure, PyMongoError
+from pymongo.read_concern import ReadConcern
 
 from streamline.model import Notice
 from streamline.store.connection import Connection, Document, is_transient
@@ -37,6 +38,8 @@ async def watch(connection: Connection) -> AsyncIterator[Notice]:
             async for change in stream:
                 if (notice := _notice(change)) is not None:
                     yield notice
+        except InvalidOperation:
+            return  # the client was closed
         except PyMongoError as error:
             # PyMongo has resumed already where it can; what is left is to begin anew. The changes
             # between are lost, which notices may be.
@@ -49,7 +52,9 @@ async def watch(connection: Connection) -> AsyncIterator[Notice]:
 
 
 async def _open(connection: Connection) -> AsyncChangeStream[Document]:
-    return await connection.collection(RUNS).watch(notice_pipeline(), max_await_time_ms=1000)
+    # Change streams refuse any other read concern, such as one from the user's URI.
+    runs = connection.collection(RUNS).with_options(read_concern=ReadConcern("majority"))
+    return await runs.watch(notice_pipeline(), max_await_time_ms=1000)
 
 
 def _notice(change: Document) -> Notice | None:

@@ -1,0 +1,282 @@
+"""Rules of `post`, `cancel_unstarted`, `terminate`, `unpause` and `watch`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import timedelta
+
+import pytest
+
+from streamline.model import (
+    Entry,
+    EntryKind,
+    MessageKind,
+    Notice,
+    PostResult,
+    Run,
+    Status,
+)
+from streamline.store.base import RunStore
+from tests.conformance.samples import (
+    AWKWARD,
+    BOOM,
+    commit_of,
+    entry,
+    held_run,
+    load,
+    message,
+    new_claim,
+    new_run,
+    slot,
+)
+from tests.conformance.worlds import World
+
+
+async def parked(
+    store: RunStore, run_id: str = "r", status: Status = Status.WAITING, **fields: object
+) -> Run:
+    run = held_run(store, run_id)
+    await store.create_run(run)
+    await store.commit(commit_of(run, status, **fields))
+    return await load(store, run_id)
+
+
+def is_due(store: RunStore, run: Run) -> bool:
+    return run.due_at is not None and run.due_at <= store.clock.now() + timedelta(seconds=1)
+
+
+async def test_a_message_is_appended_and_counted(store: RunStore) -> None:
+    await store.create_run(held_run(store))
+    messages = [message(store, id_, name="ch", payload=AWKWARD) for id_ in ("a", "b")]
+    for each in messages:
+        assert await store.post("r", each) is PostResult.POSTED
+    run = await load(store)
+    assert (run.inbox, run.inbox_seq, run.rev) == (messages, 2, 0)
+
+
+async def test_a_message_makes_a_waiting_run_due_now(store: RunStore) -> None:
+    await parked(store)
+    await store.post("r", message(store, "m"))
+    run = await load(store)
+    assert run.status is Status.WAITING
+    assert is_due(store, run)
+    assert await store.claim_run(new_claim(), "r") is not None
+
+
+async def test_a_message_brings_a_later_due_at_forward(store: RunStore) -> None:
+    await parked(store, due_at=store.clock.now() + timedelta(hours=1))
+    await store.post("r", message(store, "m"))
+    assert is_due(store, await load(store))
+
+
+@pytest.mark.parametrize("kind", list(MessageKind))
+async def test_a_message_leaves_due_at_of_other_runs(store: RunStore, kind: MessageKind) -> None:
+    runs = [held_run(store, "running"), new_run(store, "queued", due_in=30)]
+    for run in runs:
+        await store.create_run(run)
+        assert await store.post(run.id, message(store, "m", kind)) is PostResult.POSTED
+        after = await load(store, run.id)
+        assert (after.status, after.due_at) == (run.status, run.due_at)
+
+
+async def test_a_paused_run_is_woken_by_a_cancel_only(store: RunStore) -> None:
+    await parked(store, status=Status.PAUSED)
+    for kind in (MessageKind.SEND, MessageKind.RESUME, MessageKind.PAUSE):
+        await store.post("r", message(store, kind.value, kind))
+        run = await load(store)
+        assert (run.status, run.due_at) == (Status.PAUSED, None)
+    await store.post("r", message(store, "c", MessageKind.CANCEL))
+    run = await load(store)
+    assert run.status is Status.WAITING
+    assert is_due(store, run)
+    assert run.inbox_seq == 4
+
+
+async def test_a_message_closes_its_slot(store: RunStore) -> None:
+    await parked(store, awaiting=(slot(store, "a"), slot(store, "b")))
+    assert await store.post("r", message(store, "m"), slot="a") is PostResult.POSTED
+    assert [each.id for each in (await load(store)).awaiting] == ["b"]
+
+
+async def test_of_several_posts_to_a_slot_one_wins(world: World) -> None:
+    stores = [await world.store() for _ in range(4)]
+    await parked(stores[0], awaiting=(slot(stores[0], "a"),))
+    results = await asyncio.gather(
+        *(s.post("r", message(s, f"m{i}"), slot="a") for i, s in enumerate(stores))
+    )
+    assert sorted(results) == sorted([PostResult.POSTED] + [PostResult.NO_SLOT] * 3)
+    assert (await load(stores[0])).inbox_seq == 1
+
+
+async def test_a_message_in_the_inbox_is_a_duplicate(store: RunStore) -> None:
+    await parked(store)
+    await store.post("r", message(store, "m"))
+    before = await load(store)
+    assert await store.post("r", message(store, "m", payload=2)) is PostResult.DUPLICATE
+    assert await load(store) == before
+
+
+def taken(store: RunStore, message_id: str) -> Entry:
+    now = store.clock.now()
+    return Entry(id=message_id, kind=EntryKind.MESSAGE, at=now, fence=1, message=message_id)
+
+
+async def test_a_message_that_was_taken_is_a_duplicate(store: RunStore) -> None:
+    await parked(store, entries=(taken(store, "m"),))
+    assert await store.post("r", message(store, "m")) is PostResult.DUPLICATE
+    assert (await load(store)).inbox_seq == 0
+
+
+async def test_a_message_whose_entry_was_archived_is_a_duplicate(store: RunStore) -> None:
+    run = held_run(store, journal=[taken(store, "m"), entry(store, "s")])
+    await store.create_run(run)
+    await store.commit(commit_of(run, archive=tuple(run.journal)))
+    assert await store.post("r", message(store, "m")) is PostResult.DUPLICATE
+    assert await store.post("r", message(store, "n")) is PostResult.POSTED
+    await store.commit(commit_of(await load(store), Status.DONE))
+    assert await store.post("r", message(store, "m")) is PostResult.DUPLICATE
+
+
+async def test_a_message_for_no_run_or_an_ended_one_is_refused(store: RunStore) -> None:
+    assert await store.post("r", message(store, "m"), slot="a") is PostResult.NO_RUN
+    await parked(store, status=Status.DONE)
+    assert await store.post("r", message(store, "m"), slot="a") is PostResult.ENDED
+    assert (await load(store)).inbox == []
+
+
+async def test_the_first_reason_that_applies_is_given(world: World) -> None:
+    store = await world.store(inbox_limit=300)
+    large = "x" * 400
+    await parked(store, entries=(taken(store, "m"),))
+    result = await store.post("r", message(store, "m", payload=large), slot="none")
+    assert result is PostResult.DUPLICATE
+    result = await store.post("r", message(store, "n", payload=large), slot="none")
+    assert result is PostResult.NO_SLOT
+    assert await store.post("r", message(store, "n", payload=large)) is PostResult.FULL
+    await store.terminate("r", BOOM)
+    result = await store.post("r", message(store, "m", payload=large), slot="none")
+    assert result is PostResult.DUPLICATE
+    result = await store.post("r", message(store, "n", payload=large), slot="none")
+    assert result is PostResult.ENDED
+
+
+async def test_an_inbox_holds_no_more_than_its_limit(world: World) -> None:
+    store = await world.store(inbox_limit=10_000)
+    await parked(store)
+    results = [await store.post("r", message(store, str(i), payload="x" * 2_000)) for i in range(6)]
+    assert results == [PostResult.POSTED] * 4 + [PostResult.FULL] * 2
+    await store.claim_run(new_claim(), "r")
+    await store.commit(commit_of(await load(store), consumed=("0",)))
+    assert await store.post("r", message(store, "again", payload="x" * 2_000)) == "posted"
+
+
+# -- control --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [Status.DRAFT, Status.QUEUED])
+async def test_a_run_never_claimed_is_cancelled_at_once(store: RunStore, status: Status) -> None:
+    await store.create_run(new_run(store, status=status, expire_after=3600.0, inbox_seq=0))
+    assert await store.cancel_unstarted("r", BOOM)
+    run = await load(store)
+    assert (run.status, run.error, run.due_at) == (Status.CANCELLED, BOOM, None)
+    assert run.ended_at is not None
+    assert run.expire_at == run.ended_at + timedelta(hours=1)
+
+
+async def test_a_run_once_claimed_is_not_cancelled_at_once(store: RunStore) -> None:
+    await store.create_run(held_run(store))
+    assert not await store.cancel_unstarted("r", BOOM)
+    await store.release("r", 1)
+    assert not await store.cancel_unstarted("r", BOOM)
+    assert not await store.cancel_unstarted("none", BOOM)
+    assert (await load(store)).status is Status.QUEUED
+
+
+@pytest.mark.parametrize("status", [Status.RUNNING, Status.WAITING, Status.PAUSED])
+async def test_terminate_ends_a_run_and_takes_its_claim(store: RunStore, status: Status) -> None:
+    run = await parked(store, status=status, awaiting=(slot(store, "s"),))
+    assert await store.terminate("r", BOOM)
+    after = await load(store)
+    assert (after.status, after.error, after.fence) == (Status.CANCELLED, BOOM, 2)
+    assert (after.worker, after.due_at, after.awaiting, after.expire_at) == (None, None, [], None)
+    assert after.ended_at is not None
+    assert await store.commit(commit_of(run)) == "lost"
+
+
+async def test_terminate_is_refused_for_ended_and_unknown_runs(store: RunStore) -> None:
+    assert not await store.terminate("r", BOOM)
+    before = await parked(store, status=Status.DONE)
+    assert not await store.terminate("r", BOOM)
+    assert await load(store) == before
+
+
+async def test_unpause_queues_a_paused_run_without_its_error(store: RunStore) -> None:
+    await parked(store, status=Status.PAUSED, error=BOOM)
+    assert await store.unpause("r")
+    run = await load(store)
+    assert (run.status, run.error, run.inbox_seq) == (Status.QUEUED, None, 0)
+    assert is_due(store, run)
+    assert not await store.unpause("r")
+
+
+async def test_unpause_takes_back_a_pause(store: RunStore) -> None:
+    before = held_run(store, error=BOOM)
+    await store.create_run(before)
+    kept = message(store, "m")
+    await store.post("r", kept)
+    await store.post("r", message(store, "p", MessageKind.PAUSE))
+    assert await store.unpause("r")
+    run = await load(store)
+    assert (run.inbox, run.inbox_seq) == ([kept], 3)
+    assert (run.status, run.due_at, run.error) == (Status.RUNNING, before.due_at, BOOM)
+
+
+async def test_unpause_is_refused_where_nothing_is_paused(store: RunStore) -> None:
+    assert not await store.unpause("none")
+    await store.create_run(held_run(store))
+    await store.post("r", message(store, "m"))
+    before = await load(store)
+    assert not await store.unpause("r")
+    assert await load(store) == before
+    await store.commit(commit_of(before, Status.DONE))
+    assert not await store.unpause("r")
+
+
+# -- notices --------------------------------------------------------------------------------------
+
+
+async def until(notices: AsyncIterator[Notice], run_id: str, **fields: object) -> Notice:
+    """Read notices until one of this run has these fields."""
+    async with asyncio.timeout(10):
+        async for notice in notices:
+            fits = all(getattr(notice, name) == value for name, value in fields.items())
+            if notice.run_id == run_id and fits:
+                return notice
+    raise AssertionError("the notices ended")
+
+
+async def test_notices_tell_what_other_stores_do(world: World) -> None:
+    watching, acting = await world.store(), await world.store()
+    notices = watching.watch()
+    if not world.has_notices:
+        assert [notice async for notice in notices] == []
+        return
+    first = asyncio.ensure_future(anext(notices))
+    while not first.done():  # a change stream tells of what comes after it was opened
+        await acting.create_run(new_run(acting, f"early-{asyncio.get_running_loop().time()}"))
+        await asyncio.wait([first], timeout=0.05)
+    run = held_run(acting)
+    await acting.create_run(run)
+    await acting.create_run(new_run(acting, "queued"))
+    assert (await until(notices, "queued", status=Status.QUEUED)).code == "wf"
+    await acting.commit(commit_of(run, Status.WAITING))
+    await acting.post("r", message(acting, "m"))
+    assert is_due(acting, await load(acting))
+    assert (await until(notices, "r", inbox_seq=1)).due_at is not None
+    await acting.claim_run(new_claim(), "r")
+    assert await acting.expire_claims("w1") == 1
+    await until(notices, "r")
+    await acting.terminate("r", BOOM)
+    await until(notices, "r", status=Status.CANCELLED)
+    await notices.aclose()  # type: ignore[attr-defined]

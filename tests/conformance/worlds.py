@@ -1,0 +1,135 @@
+"""A world to test a store in: its data, as many stores on it as wanted, and a hand on the time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import bson
+from pymongo import AsyncMongoClient
+
+from streamline.clock import Alarm, Clock
+from streamline.codec import CODEC_OPTIONS
+from streamline.store.base import RunStore
+from streamline.store.memory import MemoryStore
+from streamline.store.memory_data import MemoryData
+from streamline.store.mongo import MongoStore
+
+Document = dict[str, Any]
+
+
+class ManualClock(Clock):
+    """A clock that stands still until it is moved."""
+
+    def __init__(self) -> None:
+        self._now = datetime(2030, 1, 1, tzinfo=UTC)
+
+    def now(self) -> datetime:
+        return self._now
+
+    def advance(self, seconds: float) -> None:
+        self._now += timedelta(seconds=seconds)
+
+    def call_at(self, when: datetime, callback: Callable[[], object]) -> Alarm:
+        raise NotImplementedError
+
+
+class World(ABC):
+    """Where the stores under test live."""
+
+    has_notices = True
+
+    @abstractmethod
+    async def store(self, *, inbox_limit: int = 4 * 1024 * 1024) -> RunStore:
+        """Open another store on the same data, as another process would."""
+
+    @abstractmethod
+    async def advance(self, seconds: float) -> None:
+        """Let time pass for all that is due at a time."""
+
+    @abstractmethod
+    async def document(self, run_id: str) -> Document:
+        """Return what is stored of a run."""
+
+    @abstractmethod
+    async def damage(self, run_id: str, fields: Document) -> None:
+        """Overwrite fields of a run's document."""
+
+    @abstractmethod
+    async def lose_archive(self, run_id: str) -> None:
+        """Delete what was archived of a run."""
+
+    @abstractmethod
+    async def close(self) -> None: ...
+
+
+class MemoryWorld(World):
+    def __init__(self) -> None:
+        self._clock = ManualClock()
+        self._data = MemoryData()
+
+    async def store(self, *, inbox_limit: int = 4 * 1024 * 1024) -> MemoryStore:
+        store = MemoryStore(self._clock, self._data, inbox_limit=inbox_limit)
+        await store.open()
+        return store
+
+    async def advance(self, seconds: float) -> None:
+        self._clock.advance(seconds)
+
+    async def document(self, run_id: str) -> Document:
+        document = self._data.get(run_id)
+        assert document is not None
+        return document
+
+    async def damage(self, run_id: str, fields: Document) -> None:
+        self._data.put(await self.document(run_id) | fields)
+
+    async def lose_archive(self, run_id: str) -> None:
+        del self._data.archives[run_id]
+
+    async def close(self) -> None:
+        pass
+
+
+class MongoWorld(World):
+    def __init__(self, uri: str, *, replica_set: bool) -> None:
+        self.has_notices = replica_set
+        self.name = f"test_{bson.ObjectId()}"
+        self.client: AsyncMongoClient[Document] = AsyncMongoClient(uri)
+        self.database = self.client.get_database(self.name, codec_options=CODEC_OPTIONS)
+        self._stores: list[MongoStore] = []
+
+    async def store(self, *, inbox_limit: int = 4 * 1024 * 1024) -> MongoStore:
+        store = MongoStore(self.database, inbox_limit=inbox_limit)
+        await store.open()
+        self._stores.append(store)
+        return store
+
+    async def advance(self, seconds: float) -> None:
+        # The server's clock can't be moved; what is due is brought nearer instead.
+        earlier = {"$subtract": ["$due_at", round(seconds * 1000)]}
+        await self.database.workflow_runs.update_many(
+            {"due_at": {"$type": "date"}}, [{"$set": {"due_at": earlier}}]
+        )
+
+    async def document(self, run_id: str) -> Document:
+        document = await self.database.workflow_runs.find_one({"_id": run_id})
+        assert document is not None
+        return document
+
+    async def damage(self, run_id: str, fields: Document) -> None:
+        await self.database.workflow_runs.update_one({"_id": run_id}, {"$set": fields})
+
+    async def lose_archive(self, run_id: str) -> None:
+        await self.database.workflow_journal.delete_many({"run": run_id})
+
+    async def close(self) -> None:
+        for store in self._stores:
+            with contextlib.suppress(asyncio.CancelledError):
+                await store.close()
+        await self.client.drop_database(self.name)
+        await self.client.close()
