@@ -12,7 +12,7 @@ from typing import Any, ParamSpec, Self, TypeVar
 
 from pymongo.asynchronous.database import AsyncDatabase
 
-from streamline.clock import Clock
+from streamline.clock import Clock, SystemClock
 from streamline.control import Control
 from streamline.definitions import Registry, Workflow, default_registry
 from streamline.documents import bind_documents
@@ -136,7 +136,8 @@ class Streamline(Engine):
             cache_size=self._cache_size,
             on_ended=self._waiters.tell,
             polls=not in_memory,
-            threaded=not in_memory,
+            # Skipped time stands still for a thread too; whoever moves it renews the leases.
+            threaded=isinstance(store.clock, SystemClock),
         )
         self._worker.start(claims=self._works)
         launcher = Launcher(store, self._worker, self._payload_limit)
@@ -168,6 +169,17 @@ class Streamline(Engine):
         self._waiters.close()
         await self.events.drain()
         await self._close_store()
+
+    def kill(self) -> None:
+        """Drop everything at once, as if this process had died; for tests of recovery."""
+        unset_current_engine(self)
+        self._control = None
+        if self._watching is not None:
+            self._watching.cancel()
+        if self._worker is not None:
+            self._worker.kill()
+        if self._waiters is not None:
+            self._waiters.close()
 
     async def __aenter__(self) -> Self:
         return await self.start()
@@ -201,9 +213,10 @@ class Streamline(Engine):
         return store
 
     async def _resolve_address(self) -> str | AsyncDatabase[Any]:
-        address = self._address or os.environ.get("STREAMLINE_MONGODB_URI")
-        if address is not None:
-            return address
+        if self._address is not None:
+            return self._address
+        if uri := os.environ.get("STREAMLINE_MONGODB_URI"):
+            return uri
         self._embedded = EmbeddedMongod(self._data)
         return await self._embedded.start()
 

@@ -73,6 +73,10 @@ class Waiters:
             self._suspects.add(run_id)
             self._wake.set()
 
+    async def look(self) -> int:
+        """Look for all that is waited for, now; returns how many had ended."""
+        return await self._look_up(list(self._futures))
+
     def close(self) -> None:
         """Stop looking; whoever still waits is cancelled."""
         if self._task is not None:
@@ -92,10 +96,10 @@ class Waiters:
     def _ensure_task(self) -> None:
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(
-                self._look(), name="streamline-waiters"
+                self._keep_looking(), name="streamline-waiters"
             )
 
-    async def _look(self) -> None:
+    async def _keep_looking(self) -> None:
         idle = 0
         while True:
             suspects = list(self._suspects) or list(self._futures)

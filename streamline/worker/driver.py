@@ -112,7 +112,12 @@ class RunDriver:
     @property
     def idle(self) -> bool:
         """Whether it only waits: for a timer, a retry or a message."""
-        return self._waiting and not self._wake.is_set() and not self._board.running
+        return self.quiet and not self._board.running
+
+    @property
+    def quiet(self) -> bool:
+        """Whether it waits, perhaps for a step."""
+        return self._waiting and not self._wake.is_set()
 
     def hint(self, inbox_seq: int | None) -> None:
         """Take a hint that messages came in."""

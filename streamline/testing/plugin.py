@@ -1,0 +1,58 @@
+"""The pytest plugin: fixtures for testing workflows. pytest finds it by its entry point.
+
+The fixtures are asynchronous; they need pytest-asyncio (or anyio's plugin) in the test environment.
+What they import is imported when they are used, so that other test suites don't pay for it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:  # for type checkers only: see above
+    from streamline.engine import Streamline
+    from streamline.testing.environment import Environment
+
+async_fixture: Any = pytest.fixture
+if importlib.util.find_spec("pytest_asyncio") is not None:
+    import pytest_asyncio
+
+    async_fixture = pytest_asyncio.fixture
+
+
+@async_fixture
+async def streamline() -> AsyncIterator[Environment]:
+    """Give an engine in memory, with skipped time, mocks and crashes: see `Environment`."""
+    from streamline.testing.environment import Environment
+
+    async with Environment() as environment:
+        yield environment
+
+
+@pytest.fixture(scope="session")
+def streamline_mongod() -> Iterator[str]:
+    """Give the URI of a real mongod, started once for the whole session."""
+    from streamline.testing.servers import mongod_uri
+
+    with mongod_uri() as uri:
+        yield uri
+
+
+@async_fixture
+async def streamline_mongo(streamline_mongod: str) -> AsyncIterator[Streamline]:
+    """Give an engine on a real mongod, with a database of its own that is dropped in the end."""
+    from pymongo import AsyncMongoClient
+
+    from streamline.engine import Streamline
+
+    async with AsyncMongoClient[dict[str, Any]](streamline_mongod, tz_aware=True) as client:
+        database = client[f"test_{uuid.uuid4().hex[:12]}"]
+        try:
+            async with Streamline(database) as engine:
+                yield engine
+        finally:
+            await client.drop_database(database)
