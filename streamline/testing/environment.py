@@ -51,7 +51,8 @@ class Environment(Streamline):
         self._process: Process | None = None
         self._skipper: asyncio.Task[None] | None = None
         self._crashing: asyncio.Task[None] | None = None
-        super().__init__(store=MemoryStore(self.clock, self._shared), worker=False, registry=registry)
+        store = MemoryStore(self.clock, self._shared)
+        super().__init__(store=store, worker=False, registry=registry)
 
     # -- life -------------------------------------------------------------------------------------
 
@@ -164,10 +165,10 @@ class Environment(Streamline):
     async def _skip(self) -> None:
         """Move time whenever somebody waits and nothing happens by itself."""
         while True:
-            if self._parked and await self._nobody_served():
+            if self._parked:
                 await self._stand_still(lambda: True)
                 due = self.clock.next_alarm
-                if due is not None and self._parked:
+                if due is not None and await self._nobody_served() and self._parked:
                     self._move_to(due)
                     continue
             # Steps that do real I/O take real time; look again soon, and cost nothing meanwhile.

@@ -7,7 +7,17 @@ from datetime import timedelta
 
 import pytest
 
-from streamline import Registry, RunFailed, Status, receive, sleep, step, wait, workflow
+from streamline import (
+    InvalidState,
+    Registry,
+    RunFailed,
+    Status,
+    receive,
+    sleep,
+    step,
+    wait,
+    workflow,
+)
 from streamline.testing import Environment
 
 registry = Registry()
@@ -47,6 +57,14 @@ async def conversation(n: int) -> list[str]:
 @workflow(registry=registry)
 async def doomed(n: int) -> int:
     return await fragile(n)
+
+
+async def resume_once_it_waits(handle, payload):
+    while True:
+        try:
+            return await handle.resume(payload)
+        except InvalidState:
+            await asyncio.sleep(0.001)
 
 
 @pytest.fixture
@@ -120,9 +138,7 @@ async def test_crashes_in_a_conversation_lose_no_message(env):
     async def speak(handle):
         for word in ("one", "two"):
             await handle.send("talk", word)
-        while not (await handle.get()).awaiting:
-            await asyncio.sleep(0.001)
-        await handle.resume(21)
+        await resume_once_it_waits(handle, 21)
 
     result = await env.crash_everywhere_with(lambda: conversation.start(2), speak)
     assert result == ["42", "one", "two"]
