@@ -6,10 +6,11 @@ What they import is imported when they are used, so that other test suites don't
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import uuid
-from collections.abc import AsyncIterator, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
@@ -17,14 +18,18 @@ if TYPE_CHECKING:  # for type checkers only: see above
     from streamline.engine import Streamline
     from streamline.testing.environment import Environment
 
-async_fixture: Any = pytest.fixture
-if importlib.util.find_spec("pytest_asyncio") is not None:
-    import pytest_asyncio
-
-    async_fixture = pytest_asyncio.fixture
+Fixture = TypeVar("Fixture", bound=Callable[..., Any])
 
 
-@async_fixture
+def _async_fixture(function: Fixture) -> Fixture:
+    decorate: Any = pytest.fixture  # which anyio's plugin runs if it is asynchronous
+    if importlib.util.find_spec("pytest_asyncio") is not None:
+        decorate = importlib.import_module("pytest_asyncio").fixture
+    decorated: Fixture = decorate(function)
+    return decorated
+
+
+@_async_fixture
 async def streamline() -> AsyncIterator[Environment]:
     """Give an engine in memory, with skipped time, mocks and crashes: see `Environment`."""
     from streamline.testing.environment import Environment
@@ -42,7 +47,7 @@ def streamline_mongod() -> Iterator[str]:
         yield uri
 
 
-@async_fixture
+@_async_fixture
 async def streamline_mongo(streamline_mongod: str) -> AsyncIterator[Streamline]:
     """Give an engine on a real mongod, with a database of its own that is dropped in the end."""
     from pymongo import AsyncMongoClient

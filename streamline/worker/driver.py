@@ -1,9 +1,8 @@
 """`RunDriver`: advances one claimed run. Facts come in, entries and consequences go out as commits.
 
 A fact is what happened outside the body: an attempt ended, a timer is due, a message lies in the
-inbox. The driver applies facts to the body one at a time, looks what the body wants next, and
-writes both in one commit; only then do new steps start. A commit that the store refuses because a
-message came in is thrown away with all that was derived from it, and built again on what is stored.
+inbox. The driver lets the session apply the facts, looks what the body wants next, and writes both
+in one commit; only then do new steps start.
 """
 
 from __future__ import annotations
@@ -18,43 +17,17 @@ import msgspec
 
 from streamline.clock import Alarm
 from streamline.definitions import Workflow
-from streamline.errors import (
-    LeaseLost,
-    NonDeterminism,
-    PayloadTooLarge,
-    ServerUnavailable,
-    ValidationError,
-)
-from streamline.model import (
-    Commit,
-    CommitResult,
-    Entry,
-    EntryKind,
-    Message,
-    MessageKind,
-    Run,
-    Slot,
-    SlotKind,
-    Status,
-)
-from streamline.replay import (
-    CANCEL,
-    Cancelled,
-    Execution,
-    SlotCommand,
-    StepCommand,
-    TimerCommand,
-)
-from streamline.worker.ending import Ending, fail, poisoned, settle
+from streamline.errors import LeaseLost, NonDeterminism, PayloadTooLarge, ServerUnavailable
+from streamline.model import Commit, CommitResult, EntryKind, MessageKind, Run, Status
+from streamline.worker.ending import Ending, fail
+from streamline.worker.heartbeats import Heartbeats
 from streamline.worker.news import News
 from streamline.worker.services import Services
+from streamline.worker.session import Session
 from streamline.worker.steps import StepBoard, StepState
-from streamline.worker.tail import JournalTail
 
 _log = logging.getLogger(__name__)
 
-MAX_COMMIT_BYTES = 4 * 1024 * 1024
-"""Facts beyond this wait for the next commit, so that a document's room is never overrun."""
 RETRY_OUTAGE = 0.5
 """Seconds between tries to commit while the server is away."""
 
@@ -78,19 +51,18 @@ class RunDriver:
         on_turn: Callable[[str | None], None],
     ) -> None:
         self.run = run
-        self.workflow = workflow
-        self.draining = False
+        self._workflow = workflow
         self._services = services
         self._on_turn = on_turn
-        self._waiting = False
         self._wake = asyncio.Event()
+        self._waiting = False
         self._lost = False
+        self._draining = False
         self._stale_inbox = False
-        self._execution: Execution | None = None
-        self._board = StepBoard(services, workflow.step_defaults, self._wake.set, self._beat)
         self._news = News(services.events)
-        self._beats: set[asyncio.Task[None]] = set()
-        self._last_beat: dict[str, datetime] = {}
+        self._heartbeats = Heartbeats(services, self._news)
+        self._board = StepBoard(services, workflow.step_defaults, self._wake.set, self._beat)
+        self._session: Session | None = None
 
     # -- from outside -----------------------------------------------------------------------------
 
@@ -107,23 +79,27 @@ class RunDriver:
     @property
     def due_at(self) -> datetime | None:
         """When a parked run is due by time."""
-        return self._next_due() if self._execution is not None else None
-
-    @property
-    def idle(self) -> bool:
-        """Whether it only waits: for a timer, a retry or a message."""
-        return self.quiet and not self._board.running
+        return None if self._session is None else self._session.next_due()
 
     @property
     def quiet(self) -> bool:
         """Whether it waits, perhaps for a step."""
         return self._waiting and not self._wake.is_set()
 
-    def hint(self, inbox_seq: int | None) -> None:
+    @property
+    def idle(self) -> bool:
+        """Whether it only waits: for a timer, a retry or a message."""
+        return self.quiet and not self._board.running
+
+    def hint(self) -> None:
         """Take a hint that messages came in."""
-        if inbox_seq is None or inbox_seq > self.run.inbox_seq:
-            self._stale_inbox = True
-            self._wake.set()
+        self._stale_inbox = True
+        self._wake.set()
+
+    @property
+    def inbox_seq(self) -> int:
+        """How many messages are known to have come in."""
+        return self.run.inbox_seq if self._session is None else self._session.inbox.seq
 
     def lose(self) -> None:
         """Take in that the claim is lost: cancel the steps at once, write nothing any more."""
@@ -133,7 +109,7 @@ class RunDriver:
 
     def drain(self) -> None:
         """Start no further steps; the run is handed back once the running ones have ended."""
-        self.draining = True
+        self._draining = True
         self._wake.set()
 
     def abandon(self) -> None:
@@ -143,15 +119,16 @@ class RunDriver:
 
     def evict(self) -> None:
         """Drop the body from memory."""
-        if self._execution is not None:
-            self._execution.evict()
-            self._execution = None
+        if self._session is not None:
+            self._session.evict()
+            self._session = None
 
     def reclaim(self, run: Run) -> bool:
         """Go on with a parked run that was claimed again, if nobody wrote to it meanwhile."""
-        if self._execution is None or run.rev != self.run.rev:
+        if self._session is None or run.rev != self.run.rev:
             return False
-        self.run = msgspec.structs.replace(run, journal=[])
+        self._session.reclaim(run)
+        self.run = self._session.run
         self._lost = False
         return True
 
@@ -167,9 +144,8 @@ class RunDriver:
             LeaseLost: Another worker has it.
         """
         try:
-            if self._execution is None:
-                await self._enter()
-            self._board.fence = self.run.fence
+            if self._session is None:
+                await self._open(self.run)
             return await self._advance()
         except NonDeterminism as error:
             return await self._set_aside(error)
@@ -181,30 +157,27 @@ class RunDriver:
     async def _advance(self) -> Status:
         while True:
             self._wake.clear()
-            if self._lost:
-                raise LeaseLost(f"another worker took over run {self.id!r}", run_id=self.id)
-            if self._stale_inbox:
-                await self._refresh_inbox()
-            self._absorb()
-            ending = self._ending()
-            status = self._next_status(ending)
-            starting = self._starting(status)
-            if self._must_commit(status, starting) and not await self._commit(
-                status, ending, starting
-            ):
-                continue
+            await self._look_at_inbox()
+            session = self._live
+            session.absorb()
+            ending = session.ending()
+            status = self._next_status(session, ending)
+            starting = self._starting(session, status)
+            if self._must_commit(session, status, starting):
+                commit = self._build_commit(session, status, ending, starting)
+                if not await self._commit(session, commit):
+                    continue
             if status is not Status.RUNNING:
                 return status
             for state in starting:
-                self._board.start(state, self._body)
-            if self.draining and not self._board.running:
+                self._board.start(state, session.body)
+            if self._draining and not self._board.running:
                 return status
-            if not self._more_facts():
-                await self._sleep()
+            if not self._board.facts:
+                await self._sleep(session.next_due())
 
-    async def _sleep(self) -> None:
+    async def _sleep(self, due: datetime | None) -> None:
         """Wait until something happens or falls due."""
-        due = self._next_due()
         alarm: Alarm | None = None
         if due is not None:
             alarm = self._services.clock.call_at(due, self._wake.set)
@@ -216,236 +189,132 @@ class RunDriver:
             if alarm is not None:
                 alarm.cancel()
 
-    # -- entering ---------------------------------------------------------------------------------
+    # -- the session ------------------------------------------------------------------------------
 
     @property
-    def _body(self) -> Execution:
-        assert self._execution is not None
-        return self._execution
+    def _live(self) -> Session:
+        assert self._session is not None
+        return self._session
 
-    async def _enter(self) -> None:
-        """Build the body and replay what is recorded."""
-        run = self.run
-        self._ending_override: Ending | None = None
-        if run.recoveries > self._services.max_recoveries:
-            self._ending_override = poisoned(run)
+    async def _open(self, run: Run) -> None:
         archived = await self._services.store.load_archive(run.id, run.journal_base)
-        recorded = [*archived, *run.journal]
-        self._tail = JournalTail(run.journal_base, run.journal)
-        self._floor = recorded[-1].at if recorded else run.started_at or run.created_at
-        self._pausing: Message | None = None
-        self._consumed: list[str] = []
-        self._awaiting = tuple(run.awaiting)
-        # The journal is in the body now; a parked run must not hold it twice.
-        self.run = msgspec.structs.replace(run, journal=[])
-        self._execution = Execution(
-            self.run, self.workflow, limit=self._services.payload_limit, recorded=recorded
+        self._session = Session(
+            run, archived, self._workflow, self._services, self._board, self._news, self._on_turn
         )
-        if self._ending_override is None:
-            self._replay(recorded)
+        self.run = self._session.run
 
-    def _replay(self, recorded: list[Entry]) -> None:
-        self._on_turn(self.id)
-        try:
-            self._body.start(replaying=self.run.rev > 0)
-        except ValidationError as error:  # an input that can't be read must fail the run at once
-            self._ending_override = fail(error, self.run, self._body)
-            return
-        self._body.replay(recorded)
-        self._on_turn(None)
-        failures: dict[str, list[Entry]] = {}
-        for entry in recorded:
-            if entry.kind is EntryKind.ATTEMPT:
-                failures.setdefault(entry.id, []).append(entry)
-        self._take_commands(failures)
-
-    async def _rebuild(self) -> None:
+    async def _rebuild(self, session: Session) -> None:
         """Throw away what isn't committed but the facts of steps, and start from what is stored."""
-        kept = [e for e in self._tail.pending if e.kind in (EntryKind.STEP, EntryKind.ATTEMPT)]
-        run = await self._services.store.load_run(self.id)
-        if run is None or run.fence != self.run.fence or run.status is not Status.RUNNING:
-            raise LeaseLost(f"another worker took over run {self.id!r}", run_id=self.id)
+        facts = [e for e in session.tail.pending if e.kind in (EntryKind.STEP, EntryKind.ATTEMPT)]
+        run = await self._reload()
         self.evict()
         self._news.clear()
-        self.run = run
-        self._board.facts.extendleft(reversed(kept))
-        await self._enter()
+        self._board.facts.extendleft(reversed(facts))
+        await self._open(run)
 
-    async def _refresh_inbox(self) -> None:
-        self._stale_inbox = False
+    async def _look_at_inbox(self) -> None:
+        if self._lost:
+            raise self._lease_lost()
+        if self._stale_inbox:
+            self._stale_inbox = False
+            self._live.refresh(await self._reload())
+
+    async def _reload(self) -> Run:
         run = await self._services.store.load_run(self.id)
-        if run is None or run.fence != self.run.fence:
-            raise LeaseLost(f"another worker took over run {self.id!r}", run_id=self.id)
-        taken = set(self._consumed)
-        inbox = [message for message in run.inbox if message.id not in taken]
-        self.run = msgspec.structs.replace(self.run, inbox=inbox, inbox_seq=run.inbox_seq)
+        if run is None or run.fence != self.run.fence or run.status is not Status.RUNNING:
+            raise self._lease_lost()
+        return run
 
-    # -- absorbing facts --------------------------------------------------------------------------
-
-    def _absorb(self) -> None:
-        """Apply all facts at hand to the body, one at a time."""
-        self._on_turn(self.id)
-        while (entry := self._next_entry()) is not None:
-            self._body.apply(entry)
-            self._floor = entry.at
-            self._tail.append(entry)
-            if entry.kind is EntryKind.ATTEMPT:
-                self._board.note_failure(entry)
-            elif entry.kind is EntryKind.STEP:
-                self._board.remove(entry.id)
-            self._news.of_entry(entry, self.run)
-            self._take_commands({})
-        self._on_turn(None)
-
-    def _more_facts(self) -> bool:
-        return bool(self._board.facts)
-
-    def _next_entry(self) -> Entry | None:
-        """Return the next fact as an entry. Messages go first: they are acknowledged already."""
-        if self._tail.pending_bytes > MAX_COMMIT_BYTES or self._ending_override is not None:
-            return None
-        if self._body.outcome is not None and not self._winding_up():
-            return None
-        return self._next_message() or self._next_fact() or self._next_timer()
-
-    def _next_message(self) -> Entry | None:
-        slots = [c.slot for c in self._body.open.values() if isinstance(c, SlotCommand)]
-        for message in self.run.inbox:
-            if message.kind is MessageKind.PAUSE:
-                self._pausing = message
-                continue
-            if message.kind is MessageKind.CANCEL:
-                return self._take(message, CANCEL)
-            slot = next((slot for slot in slots if _fits(message, slot)), None)
-            if slot is not None:
-                return self._take(message, slot.id)
-        return None
-
-    def _take(self, message: Message, entry_id: str) -> Entry:
-        inbox = [other for other in self.run.inbox if other is not message]
-        self.run = msgspec.structs.replace(self.run, inbox=inbox)
-        self._consumed.append(message.id)
-        return self._entry(
-            entry_id, EntryKind.MESSAGE, self._now(), value=message.payload, message=message.id
+    def _lease_lost(self) -> LeaseLost:
+        return LeaseLost(
+            f"another worker took over run {self.id!r}, or it was ended", run_id=self.id
         )
-
-    def _next_fact(self) -> Entry | None:
-        facts = self._board.facts
-        while facts:
-            fact = facts.popleft()
-            if fact.id in self._body.open:
-                return msgspec.structs.replace(
-                    fact, at=max(fact.at, self._floor), fence=self.run.fence
-                )
-        return None
-
-    def _next_timer(self) -> Entry | None:
-        timers = [c for c in self._body.open.values() if isinstance(c, TimerCommand)]
-        first = min(timers, key=lambda timer: timer.due, default=None)
-        now = self._now()
-        if first is None or first.due > now:
-            return None
-        return self._entry(first.id, EntryKind.TIMER, now)
-
-    def _entry(self, id_: str, kind: EntryKind, at: datetime, **fields: Any) -> Entry:
-        return Entry(id=id_, kind=kind, at=at, fence=self.run.fence, **fields)
-
-    def _now(self) -> datetime:
-        return max(self._services.clock.now(), self._floor)
-
-    def _take_commands(self, failures: dict[str, list[Entry]]) -> None:
-        """Take in what the body asked for and what it withdrew."""
-        stored = {attempt.id: attempt for attempt in self.run.attempts}
-        for command in self._body.take_issued():
-            if isinstance(command, StepCommand):
-                self._board.add(
-                    command,
-                    failures=failures.get(command.id, []),
-                    stored=stored.get(command.id),
-                )
-        for step_id in self._body.take_withdrawn():
-            self._board.remove(step_id)
-        for patch in self._body.new_patches:
-            self._tail.append(self._entry(patch, EntryKind.PATCH, self._floor))
-        self._body.new_patches.clear()
 
     # -- what follows -----------------------------------------------------------------------------
 
-    def _winding_up(self) -> bool:
-        """Whether a cancelled body has left steps running that it shielded: they may finish."""
-        return isinstance(self._body.outcome, Cancelled) and any(
-            isinstance(command, StepCommand) for command in self._body.open.values()
-        )
-
-    def _ending(self) -> Ending | None:
-        if self._ending_override is not None:
-            return self._ending_override
-        if self._body.outcome is None or self._winding_up():
-            return None
-        return settle(self._body, self.run, self.workflow, self._services.payload_limit)
-
-    def _next_status(self, ending: Ending | None) -> Status:
+    def _next_status(self, session: Session, ending: Ending | None) -> Status:
         if ending is not None:
             return ending.status
         if self._board.running:
             return Status.RUNNING
-        if self._pausing is not None:
+        if session.pause_asked:
             return Status.PAUSED
         now = self._services.clock.now()
-        due = self._next_due()
-        if self._board.ready(now, self._body) or self.draining:
+        if self._draining or self._board.ready(now, session.body):
             return Status.RUNNING
-        if due is not None and due <= now + self._services.hold:
-            return Status.RUNNING
-        return Status.WAITING
+        due = session.next_due()
+        held = due is not None and due <= now + self._services.hold
+        return Status.RUNNING if held else Status.WAITING
 
-    def _next_due(self) -> datetime | None:
-        """Return when the next timer or retry is due."""
-        times = [c.due for c in self._body.open.values() if isinstance(c, TimerCommand)]
-        retry = self._board.next_retry()
-        return min([*times, *([retry] if retry else [])], default=None)
-
-    def _starting(self, status: Status) -> list[StepState]:
-        if status is not Status.RUNNING or self.draining or self._pausing is not None:
+    def _starting(self, session: Session, status: Status) -> list[StepState]:
+        if status is not Status.RUNNING or self._draining or session.pause_asked:
             return []
-        return self._board.ready(self._services.clock.now(), self._body)
+        return self._board.ready(self._services.clock.now(), session.body)
 
-    def _open_slots(self) -> tuple[Slot, ...]:
-        return tuple(c.slot for c in self._body.open.values() if isinstance(c, SlotCommand))
+    def _must_commit(self, session: Session, status: Status, starting: list[StepState]) -> bool:
+        return (
+            status is not Status.RUNNING
+            or bool(session.tail.pending)
+            or bool(session.inbox.taken)
+            or session.waits_unseen
+            # A step that may not run twice must be known to have begun.
+            or any(state.at_most_once for state in starting)
+        )
 
     # -- committing -------------------------------------------------------------------------------
 
-    def _must_commit(self, status: Status, starting: list[StepState]) -> bool:
-        if status is not Status.RUNNING or self._tail.pending or self._consumed:
-            return True
-        # A wait that nobody can see can't be answered; a step that may not run twice must be known.
-        return (
-            any(slot.kind is SlotKind.WAIT for slot in self._open_slots())
-            and self._open_slots() != self._awaiting
-        ) or any(state.at_most_once for state in starting)
+    def _build_commit(
+        self, session: Session, status: Status, ending: Ending | None, starting: list[StepState]
+    ) -> Commit:
+        slots = () if ending is not None else session.open_slots()
+        moved = slots != session.awaiting
+        now = self._services.clock.now()
+        running = status is Status.RUNNING
+        pause = session.inbox.find(MessageKind.PAUSE) if status is Status.PAUSED else None
+        commit = Commit(
+            run_id=self.id,
+            fence=self.run.fence,
+            rev=self.run.rev,
+            status=status,
+            entries=tuple(session.tail.pending),
+            consumed=(*session.inbox.taken, *([pause.id] if pause else [])),
+            # Whoever parks, ends or closes a slot must know of every message that was accepted.
+            inbox_seq=session.inbox.seq if moved or not running else None,
+            due_at=session.next_due() if status is Status.WAITING else None,
+            awaiting=slots if moved else None,
+            attempts=self._board.attempts(starting, now) if running else (),
+            context=dict(session.body.context) if session.context_changed else None,
+            archive=session.tail.to_archive(),
+            journal_base=session.tail.base,
+        )
+        return commit if ending is None else self._ended(commit, ending, now)
 
-    async def _commit(
-        self, status: Status, ending: Ending | None, starting: list[StepState]
-    ) -> bool:
+    def _ended(self, commit: Commit, ending: Ending, now: datetime) -> Commit:
+        keep = self.run.expire_after
+        return msgspec.structs.replace(
+            commit,
+            output=ending.output,
+            error=ending.failure,
+            ended_at=now,
+            expire_at=None if keep is None else now + timedelta(seconds=keep),
+        )
+
+    async def _commit(self, session: Session, commit: Commit) -> bool:
         """Write what happened and what follows. False if it must be thought over again."""
-        commit = self._build_commit(status, ending, starting)
         try:
             result = await self._write(commit)
         except PayloadTooLarge as error:
-            if self._ending_override is not None:
+            if session.forced:
                 raise
             _log.error("run %r can't be stored: %s", self.id, error)
-            self._ending_override = fail(error, self.run, self._body)
-            self._tail.pending.clear()
+            session.force(error)
             return False
         if result is CommitResult.LOST:
-            raise LeaseLost(
-                f"another worker took over run {self.id!r}, or it was ended", run_id=self.id
-            )
+            raise self._lease_lost()
         if result is CommitResult.INBOX_MOVED:
-            await self._rebuild()
+            await self._rebuild(session)
             return False
-        self._landed(commit)
+        self._landed(session, commit)
         return True
 
     async def _write(self, commit: Commit) -> CommitResult:
@@ -459,62 +328,28 @@ class RunDriver:
                     return CommitResult.LOST
                 await asyncio.sleep(RETRY_OUTAGE)
 
-    def _build_commit(
-        self, status: Status, ending: Ending | None, starting: list[StepState]
-    ) -> Commit:
-        slots = () if ending is not None else self._open_slots()
-        moved = slots != self._awaiting
-        now = self._services.clock.now()
-        consumed = tuple(self._consumed)
-        if status is Status.PAUSED and self._pausing is not None:
-            consumed += (self._pausing.id,)
-        commit = Commit(
-            run_id=self.id,
-            fence=self.run.fence,
-            rev=self.run.rev,
-            status=status,
-            entries=tuple(self._tail.pending),
-            consumed=consumed,
-            # Whoever parks, ends or closes a slot must know of every message that was accepted.
-            inbox_seq=self.run.inbox_seq if moved or status is not Status.RUNNING else None,
-            due_at=self._next_due() if status is Status.WAITING else None,
-            awaiting=slots if moved else None,
-            attempts=self._board.attempts(starting, now) if status is Status.RUNNING else (),
-            context=dict(self._body.context) if self._context_changed() else None,
-            archive=self._tail.to_archive(),
-            journal_base=self._tail.base,
-        )
-        return commit if ending is None else self._ended(commit, ending, now)
+    def _landed(self, session: Session, commit: Commit) -> None:
+        session.tail.landed(len(commit.archive))
+        session.inbox.taken.clear()
+        session.body.context_changed = False
+        if commit.awaiting is not None:
+            session.awaiting = commit.awaiting
+        self._note(commit)
+        session.run = self.run
 
-    def _context_changed(self) -> bool:
-        return self._body.context_changed or any(e.context for e in self._tail.pending)
-
-    def _ended(self, commit: Commit, ending: Ending, now: datetime) -> Commit:
-        expire_after = self.run.expire_after
-        return msgspec.structs.replace(
-            commit,
-            output=ending.output,
-            error=ending.failure,
-            ended_at=now,
-            expire_at=None if expire_after is None else now + timedelta(seconds=expire_after),
-        )
-
-    def _landed(self, commit: Commit) -> None:
-        self._tail.landed(len(commit.archive))
-        self._consumed.clear()
-        self._body.context_changed = False
-        self._awaiting = self._awaiting if commit.awaiting is None else commit.awaiting
-        context = self.run.context if commit.context is None else dict(commit.context)
+    def _note(self, commit: Commit) -> None:
+        """Take in what the document says now, and tell of it."""
+        run = self.run
         self.run = msgspec.structs.replace(
-            self.run,
+            run,
             rev=commit.rev + 1,
             status=commit.status,
-            context=context,
+            context=run.context if commit.context is None else dict(commit.context),
             output=commit.output,
             error=commit.error,
             ended_at=commit.ended_at,
             expire_at=commit.expire_at,
-            recoveries=0 if commit.entries else self.run.recoveries,
+            recoveries=0 if commit.entries else run.recoveries,
             attempts=list(commit.attempts or ()),
         )
         self._news.of_commit(commit, self.run, self._services.clock.now())
@@ -526,54 +361,26 @@ class RunDriver:
         A run that was asked to end does so instead: its cleanup can't be reached any more.
         """
         _log.error("%s", error)
-        self.evict()
+        run = await self._reload()
         self._board.cancel_all()
-        ending = fail(error, self.run, None)
-        cancel = next((m for m in self.run.inbox if m.kind is MessageKind.CANCEL), None)
-        status = Status.PAUSED if cancel is None else Status.CANCELLED
+        self.evict()
+        self._news.clear()
+        cancel = next((m for m in run.inbox if m.kind is MessageKind.CANCEL), None)
         commit = Commit(
             run_id=self.id,
-            fence=self.run.fence,
-            rev=self.run.rev,
-            status=status,
+            fence=run.fence,
+            rev=run.rev,
+            status=Status.PAUSED if cancel is None else Status.CANCELLED,
             consumed=() if cancel is None else (cancel.id,),
-            error=ending.failure,
+            error=fail(error, run, None).failure,
             ended_at=None if cancel is None else self._services.clock.now(),
         )
-        if await self._write(commit) is CommitResult.LOST:
-            raise LeaseLost(f"another worker took over run {self.id!r}", run_id=self.id)
-        self.run = msgspec.structs.replace(
-            self.run, rev=commit.rev + 1, status=status, error=ending.failure
-        )
-        self._news.clear()
-        self._news.of_commit(commit, self.run, self._services.clock.now())
-        self._news.flush()
-        return status
+        if await self._write(commit) is not CommitResult.LANDED:
+            raise self._lease_lost()
+        self._note(commit)
+        return commit.status
 
     # -- heartbeats -------------------------------------------------------------------------------
 
     def _beat(self, step_id: str, details: Any) -> None:
-        """Record a heartbeat, at most once a second for each step."""
-        now = self._services.clock.now()
-        last = self._last_beat.get(step_id)
-        if last is not None and now - last < timedelta(seconds=1):
-            return
-        self._last_beat[step_id] = now
-        task = asyncio.get_running_loop().create_task(self._store_beat(step_id, details))
-        self._beats.add(task)
-        task.add_done_callback(self._beats.discard)
-
-    async def _store_beat(self, step_id: str, details: Any) -> None:
-        try:
-            held = await self._services.store.heartbeat(self.id, self.run.fence, step_id, details)
-        except ServerUnavailable as error:
-            self._news.engine_error(error, self.run, self._services.clock.now())
-            return
-        if not held and not self._board.running:
-            _log.debug("a heartbeat of step %r of run %r came too late", step_id, self.id)
-
-
-def _fits(message: Message, slot: Slot) -> bool:
-    if message.kind is MessageKind.RESUME:
-        return message.name == slot.id
-    return slot.kind is SlotKind.RECEIVE and message.name == slot.name
+        self._heartbeats.beat(self.run, step_id, details)

@@ -29,7 +29,7 @@ class LeaseKeeper:
         worker: The worker's id.
         lease: The length of a lease in seconds.
         held: Returns run id -> fence of all claims; called in the thread.
-        on_renewal: Called in the event loop with what a renewal found.
+        on_renewal: Called in the event loop with what was asked and what was found.
         on_lapse: Called in the event loop once all leases must have run out unrenewed.
         blocked_after: Seconds without a turn of the event loop before its stack is logged.
     """
@@ -41,7 +41,7 @@ class LeaseKeeper:
         lease: float,
         *,
         held: Callable[[], Mapping[str, int]],
-        on_renewal: Callable[[Renewal], None],
+        on_renewal: Callable[[Mapping[str, int], Renewal], None],
         on_lapse: Callable[[], None],
         blocked_after: float,
     ) -> None:
@@ -100,7 +100,7 @@ class LeaseKeeper:
                 self._call(self._on_lapse)
             return
         self._renewed_at = asked_at
-        self._call(lambda: self._on_renewal(renewal))
+        self._call(lambda: self._on_renewal(held, renewal))
 
     def _call(self, callback: Callable[[], None]) -> None:
         if not self._stopped.is_set() and not self._loop.is_closed():

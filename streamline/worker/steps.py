@@ -63,7 +63,6 @@ class StepBoard:
         on_heartbeat: Callable[[str, Any], None],
     ) -> None:
         self.facts: deque[Entry] = deque()
-        self.fence = 0
         self._services = services
         self._defaults = defaults
         self._on_change = on_change
@@ -133,11 +132,13 @@ class StepBoard:
 
     def ready(self, now: datetime, execution: Execution) -> list[StepState]:
         """Return the steps that could start now."""
+        answered = {fact.id for fact in self.facts}
         return [
             state
             for id_, state in self._states.items()
             if state.task is None
             and id_ in execution.open
+            and id_ not in answered
             and (state.retry_at is None or state.retry_at <= now)
         ]
 
@@ -244,7 +245,7 @@ class StepBoard:
             id=state.command.id,
             kind=kind,
             at=at,
-            fence=self.fence,
+            fence=0,  # the session writes it under the claim of the day
             attempt=state.attempt,
             started_at=state.started_at,
             **fields,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from streamline.codec import encode_exception
@@ -122,13 +122,20 @@ class Worker:
         """Return run id -> fence of all claims held."""
         return {run_id: driver.fence for run_id, driver in list(self._drivers.items())}
 
-    def renewed(self, renewal: Renewal) -> None:
-        """Take in what a renewal found."""
+    def renewed(self, asked: Mapping[str, int], renewal: Renewal) -> None:
+        """Take in what a renewal found of the claims that it asked for."""
         for run_id in renewal.lost:
-            self.lose(run_id)
+            driver = self._drivers.get(run_id)
+            # A run may have been parked and claimed again since: that claim is not the lost one.
+            if driver is not None and driver.fence == asked[run_id]:
+                driver.lose()
         for run_id, inbox_seq in renewal.inbox_seq.items():
-            if run_id in self._drivers:
-                self._drivers[run_id].hint(inbox_seq)
+            self._hint(run_id, inbox_seq)
+
+    def _hint(self, run_id: str, inbox_seq: int) -> None:
+        driver = self._drivers.get(run_id)
+        if driver is not None and inbox_seq > driver.inbox_seq:
+            driver.hint()
 
     def _lapsed(self) -> None:
         for run_id in list(self._drivers):
@@ -142,10 +149,9 @@ class Worker:
 
     def notice(self, notice: Notice) -> None:
         """Take a hint that a run changed."""
-        driver = self._drivers.get(notice.run_id)
-        if driver is not None:
+        if notice.run_id in self._drivers:
             if notice.inbox_seq is not None:
-                driver.hint(notice.inbox_seq)
+                self._hint(notice.run_id, notice.inbox_seq)
         elif notice.due_at is not None and notice.status is not Status.RUNNING:
             self.scheduler.notice_due(notice.due_at)
 
@@ -173,7 +179,7 @@ class Worker:
         """Renew all leases at once, for whoever moves a skipped clock."""
         held = self.held()
         if held:
-            self.renewed(self._services.store.renew(self.id, held, self._lease))
+            self.renewed(held, self._services.store.renew(self.id, held, self._lease))
 
     @property
     def claimed(self) -> int:

@@ -1,0 +1,49 @@
+"""`Inbox`: the messages of one run that its body hasn't taken yet, as far as this worker knows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from streamline.model import Message, MessageKind, Run, Slot, SlotKind
+
+
+class Inbox:
+    """Messages in order. What is taken is remembered until the commit that removes it."""
+
+    def __init__(self, run: Run) -> None:
+        self.seq = run.inbox_seq
+        self.taken: list[str] = []
+        self._messages = list(run.inbox)
+
+    def refresh(self, run: Run) -> None:
+        """Take in the inbox as it is stored now, less what was taken."""
+        self.seq = run.inbox_seq
+        self._messages = [message for message in run.inbox if message.id not in self.taken]
+
+    def take(self, slots: Iterable[Slot]) -> tuple[Message, Slot | None] | None:
+        """Take the first message that something waits for: a cancel, or one that fits a slot.
+
+        Returns:
+            The message and the slot that it fits, None for a cancel; or None if there is nothing.
+        """
+        for index, message in enumerate(self._messages):
+            slot = next((slot for slot in slots if _fits(message, slot)), None)
+            if slot is not None or message.kind is MessageKind.CANCEL:
+                del self._messages[index]
+                self.taken.append(message.id)
+                return message, slot
+        return None
+
+    def find(self, kind: MessageKind) -> Message | None:
+        """Return the first message of a kind, and leave it there."""
+        return next((message for message in self._messages if message.kind is kind), None)
+
+
+def _fits(message: Message, slot: Slot) -> bool:
+    if message.kind is MessageKind.RESUME:
+        return message.name == slot.id
+    return (
+        message.kind is MessageKind.SEND
+        and slot.kind is SlotKind.RECEIVE
+        and message.name == slot.name
+    )

@@ -1,0 +1,249 @@
+"""`Session`: what a worker derives from a stored run: its body, its journal, its inbox.
+
+Facts go in and are applied to the body one at a time; entries and commands come out. Nothing here
+writes. When the store refuses a commit because a message came in, the driver throws the session
+away and builds another from what is stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from streamline.definitions import Workflow
+from streamline.errors import NonDeterminism, ValidationError
+from streamline.model import Entry, EntryKind, MessageKind, Run, Slot, SlotKind
+from streamline.replay import (
+    CANCEL,
+    Cancelled,
+    Execution,
+    SlotCommand,
+    StepCommand,
+    TimerCommand,
+)
+from streamline.worker.ending import Ending, fail, poisoned, settle
+from streamline.worker.inbox import Inbox
+from streamline.worker.news import News
+from streamline.worker.services import Services
+from streamline.worker.steps import StepBoard
+from streamline.worker.tail import JournalTail
+
+MAX_COMMIT_BYTES = 4 * 1024 * 1024
+"""Facts beyond this wait for the next commit, so that a document's room is never overrun."""
+
+
+class Session:
+    """The working state of one run.
+
+    Args:
+        run: The run as stored.
+        archived: The entries that were moved out of its document.
+        workflow: The code.
+        services: The worker's.
+        board: The run's steps; it outlives the session.
+        news: Where events are gathered.
+        on_turn: Called with the run's id before its body runs, and with None after.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        archived: Sequence[Entry],
+        workflow: Workflow[..., Any],
+        services: Services,
+        board: StepBoard,
+        news: News,
+        on_turn: Callable[[str | None], None],
+    ) -> None:
+        recorded = [*archived, *run.journal]
+        # The journal is in the body now; a parked run must not hold it twice.
+        self.run = msgspec.structs.replace(run, journal=[], inbox=[])
+        self.inbox = Inbox(run)
+        self.tail = JournalTail(run.journal_base, run.journal)
+        self.awaiting = tuple(run.awaiting)
+        self.body = Execution(self.run, workflow, limit=services.payload_limit, recorded=recorded)
+        self._workflow = workflow
+        self._services = services
+        self._board = board
+        self._news = news
+        self._on_turn = on_turn
+        self._floor = recorded[-1].at if recorded else run.started_at or run.created_at
+        self._forced: Ending | None = None
+        if run.recoveries > services.max_recoveries:
+            self._forced = poisoned(run)
+        else:
+            self._replay(recorded)
+
+    def reclaim(self, run: Run) -> None:
+        """Go on under another claim of the same, parked, run."""
+        self.run = msgspec.structs.replace(run, journal=[], inbox=[])
+        self.body.run = self.run
+        self.refresh(run)
+
+    def refresh(self, run: Run) -> None:
+        """Take in which messages and open slots are stored now."""
+        self.inbox.refresh(run)
+        self.awaiting = tuple(run.awaiting)
+
+    def evict(self) -> None:
+        """Drop the body."""
+        self.body.evict()
+
+    def _replay(self, recorded: list[Entry]) -> None:
+        with self._turning():
+            try:
+                self.body.start(replaying=self.run.rev > 0)
+                self.body.replay(recorded)
+            except ValidationError as error:  # an input that can't be read fails the run at once
+                self._forced = fail(error, self.run, self.body)
+                return
+            except NonDeterminism:
+                self.body.evict()
+                raise
+        failures: dict[str, list[Entry]] = {}
+        for entry in recorded:
+            if entry.kind is EntryKind.ATTEMPT:
+                failures.setdefault(entry.id, []).append(entry)
+        self._take_commands(failures)
+
+    # -- facts ------------------------------------------------------------------------------------
+
+    def absorb(self) -> None:
+        """Apply all facts at hand to the body, one at a time."""
+        with self._turning():
+            while (entry := self._next_entry()) is not None:
+                self.body.apply(entry)
+                self._floor = entry.at
+                self.tail.append(entry)
+                if entry.kind is EntryKind.ATTEMPT:
+                    self._board.note_failure(entry)
+                elif entry.kind is EntryKind.STEP:
+                    self._board.remove(entry.id)
+                self._news.of_entry(entry, self.run)
+                self._take_commands({})
+
+    @contextmanager
+    def _turning(self) -> Iterator[None]:
+        """Say whose body runs, for as long as it does: it may block the event loop."""
+        self._on_turn(self.run.id)
+        try:
+            yield
+        finally:
+            self._on_turn(None)
+
+    def _next_entry(self) -> Entry | None:
+        """Return the next fact as an entry. Messages go first: they are acknowledged already."""
+        if self.tail.pending_bytes > MAX_COMMIT_BYTES or self._forced is not None:
+            return None
+        if self.body.outcome is not None and not self._winding_up:
+            return None
+        return self._next_message() or self._next_fact() or self._next_timer()
+
+    def _next_message(self) -> Entry | None:
+        taken = self.inbox.take(self.open_slots())
+        if taken is None:
+            return None
+        message, slot = taken
+        return self._entry(
+            CANCEL if slot is None else slot.id,
+            EntryKind.MESSAGE,
+            self._now(),
+            value=message.payload,
+            message=message.id,
+        )
+
+    def _next_fact(self) -> Entry | None:
+        facts = self._board.facts
+        while facts:
+            fact = facts.popleft()
+            if fact.id in self.body.open:
+                return msgspec.structs.replace(
+                    fact, at=max(fact.at, self._floor), fence=self.run.fence
+                )
+        return None
+
+    def _next_timer(self) -> Entry | None:
+        timers = [c for c in self.body.open.values() if isinstance(c, TimerCommand)]
+        first = min(timers, key=lambda timer: timer.due, default=None)
+        now = self._now()
+        if first is None or first.due > now:
+            return None
+        return self._entry(first.id, EntryKind.TIMER, now)
+
+    def _entry(self, id_: str, kind: EntryKind, at: datetime, **fields: Any) -> Entry:
+        return Entry(id=id_, kind=kind, at=at, fence=self.run.fence, **fields)
+
+    def _now(self) -> datetime:
+        return max(self._services.clock.now(), self._floor)
+
+    def _take_commands(self, failures: dict[str, list[Entry]]) -> None:
+        """Take in what the body asked for and what it withdrew."""
+        stored = {attempt.id: attempt for attempt in self.run.attempts}
+        for command in self.body.take_issued():
+            if isinstance(command, StepCommand):
+                self._board.add(
+                    command, failures=failures.get(command.id, []), stored=stored.get(command.id)
+                )
+        for command_id in self.body.take_withdrawn():
+            self._board.remove(command_id)
+        for patch in self.body.new_patches:
+            self.tail.append(self._entry(patch, EntryKind.PATCH, self._floor))
+        self.body.new_patches.clear()
+
+    # -- what follows -----------------------------------------------------------------------------
+
+    @property
+    def _winding_up(self) -> bool:
+        """Whether a cancelled body has left steps running that it shielded: they may finish."""
+        return isinstance(self.body.outcome, Cancelled) and any(
+            isinstance(command, StepCommand) for command in self.body.open.values()
+        )
+
+    def force(self, error: Exception) -> None:
+        """Let the run fail with an error of the engine, and forget what can't be written."""
+        self._forced = fail(error, self.run, self.body)
+        self.tail.pending.clear()
+        self.tail.pending_bytes = 0
+
+    @property
+    def forced(self) -> bool:
+        """Whether the run ends for a reason that isn't its body's."""
+        return self._forced is not None
+
+    def ending(self) -> Ending | None:
+        """Return how the run ends, if it does."""
+        if self._forced is not None:
+            return self._forced
+        if self.body.outcome is None or self._winding_up:
+            return None
+        return settle(self.body, self.run, self._workflow, self._services.payload_limit)
+
+    def next_due(self) -> datetime | None:
+        """Return when the next timer or retry is due."""
+        times = [c.due for c in self.body.open.values() if isinstance(c, TimerCommand)]
+        retry = self._board.next_retry()
+        return min([*times, *([retry] if retry else [])], default=None)
+
+    def open_slots(self) -> tuple[Slot, ...]:
+        """Return the slots that the body has open."""
+        return tuple(c.slot for c in self.body.open.values() if isinstance(c, SlotCommand))
+
+    @property
+    def waits_unseen(self) -> bool:
+        """Whether a wait was opened that the document doesn't show: nobody could answer it."""
+        slots = self.open_slots()
+        return slots != self.awaiting and any(slot.kind is SlotKind.WAIT for slot in slots)
+
+    @property
+    def pause_asked(self) -> bool:
+        """Whether the run is to be set aside."""
+        return self.inbox.find(MessageKind.PAUSE) is not None
+
+    @property
+    def context_changed(self) -> bool:
+        """Whether the run's own state differs from what is stored."""
+        return self.body.context_changed or any(entry.context for entry in self.tail.pending)
