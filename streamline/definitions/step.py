@@ -78,7 +78,8 @@ class Step(Generic[P, R_co]):
         self.signature = signature
         self.is_async = inspect.iscoroutinefunction(fn)
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R_co]:
+    # None for what is yielded and sent: with Any there, mypy makes Any of `gather(a(), b())`.
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[None, None, R_co]:
         body = body_runtime()
         if body is not None:
             return body.call_step(self, args, kwargs)
