@@ -12,6 +12,7 @@ import threading
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Any, NoReturn, TypeVar
+from urllib.parse import unquote_plus
 
 from pymongo import AsyncMongoClient, MongoClient, ReadPreference, WriteConcern
 from pymongo.asynchronous.collection import AsyncCollection
@@ -194,7 +195,8 @@ class Connection:
             ) from None
 
     def _own_arguments(self) -> Document:
-        milliseconds = int(self.timeout * 1000)
+        # Less than the timeout, so that PyMongo's own reason is there to be told.
+        milliseconds = max(1, int(self.timeout * 800))
         return {
             "host": self._uri,
             "serverSelectionTimeoutMS": milliseconds,
@@ -238,12 +240,17 @@ class Connection:
     # -- failing ----------------------------------------------------------------------------------
 
     def _shown(self) -> str:
-        return "the given client" if self._uri is None else self._clean(self._uri)
+        if self._uri is None:
+            return "the given client"
+        return _SECRET.sub(r"\g<user>:***@", self._uri)
 
     def _clean(self, text: str) -> str:
         found = _SECRET.search(self._uri or "")
-        if found is not None and found["password"]:
-            text = text.replace(found["password"], "***")
+        secret = "" if found is None else found["password"]
+        for form in (secret, unquote_plus(secret)):
+            # A shorter one can't be told from ordinary text; to mask it would point it out.
+            if len(form) > 3:
+                text = text.replace(form, "***")
         return text
 
     def _refuse(self, error: PyMongoError) -> NoReturn:

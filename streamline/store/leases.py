@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from itertools import islice
 
+import pymongo
 from pymongo.errors import PyMongoError
 
 from streamline.errors import ServerUnavailable
@@ -46,7 +47,8 @@ def _persist(
     deadline = time.monotonic() + connection.timeout
     while True:
         try:
-            return _extend(connection, worker, held, lease)
+            with pymongo.timeout(connection.timeout):
+                return _extend(connection, worker, held, lease)
         except PyMongoError as error:
             if not is_transient(error):
                 raise

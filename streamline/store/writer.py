@@ -12,10 +12,8 @@ from typing import Generic, Protocol, TypeVar
 
 MAX_COUNT = 500
 MAX_BYTES = 8 * 1024 * 1024
-# Two, so that the server works on one while this process reads the answer of the other.
+# No faster than one (measured), but a large or slow write doesn't hold up all the others.
 MAX_IN_FLIGHT = 2
-# With one write under way, the next waits for this many: else both would stay small.
-MIN_SECOND = 16
 
 
 class Sized(Protocol):
@@ -70,8 +68,6 @@ class Writer(Generic[I, R]):
     def _pump(self) -> None:
         self._scheduled = False
         while self._waiting and len(self._in_flight) < MAX_IN_FLIGHT:
-            if self._in_flight and len(self._waiting) < MIN_SECOND:
-                return
             task = asyncio.get_running_loop().create_task(self._flush(self._take()))
             self._in_flight.add(task)
             task.add_done_callback(self._landed)

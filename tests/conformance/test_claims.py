@@ -16,7 +16,7 @@ from tests.conformance.samples import (
     new_claim,
     new_run,
 )
-from tests.conformance.worlds import World
+from tests.conformance.worlds import Document, World
 
 SOON = timedelta(seconds=5)
 
@@ -125,7 +125,11 @@ async def test_claims_of_several_workers_spread_over_what_is_due(world: World) -
 
 
 async def test_a_run_that_cant_be_read_is_set_aside(world: World, store: RunStore) -> None:
-    damages = {"a": {"input": 5}, "b": {"fence": "x"}, "c": {"journal": [{"id": 1}]}}
+    damages: dict[str, Document] = {
+        "a": {"input": 5},
+        "b": {"fence": "x"},
+        "c": {"journal": [{"id": 1}]},
+    }
     for run_id in (*damages, "sound"):
         await store.create_run(new_run(store, run_id))
     for run_id, fields in damages.items():
@@ -142,7 +146,8 @@ async def test_a_run_that_cant_be_read_is_set_aside(world: World, store: RunStor
 
 
 async def test_claim_run_sets_aside_a_run_that_cant_be_read(world: World, store: RunStore) -> None:
-    for run_id, fields in {"a": {"input": 5}, "b": {"fence": "x"}}.items():
+    damages: dict[str, Document] = {"a": {"input": 5}, "b": {"fence": "x"}}
+    for run_id, fields in damages.items():
         await store.create_run(new_run(store, run_id))
         await world.damage(run_id, fields)
         assert await store.claim_run(new_claim(), run_id) is None

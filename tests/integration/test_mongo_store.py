@@ -1,0 +1,497 @@
+"""What only a real server shows of the Mongo store: plans, lost replies, failovers, refusals."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import traceback
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Any
+
+import bson
+import msgspec
+import pytest
+from pymongo import AsyncMongoClient
+from pymongo.monitoring import CommandListener
+
+from streamline.errors import ServerUnavailable
+from streamline.model import Attempt, CommitResult, MessageKind, PostResult, Run, Status
+from streamline.store.indexes import RUNS, by_hand
+from streamline.store.mongo import MongoStore
+from streamline.store.updates import due_filter
+from tests.conformance.samples import (
+    BOOM,
+    commit_of,
+    entry,
+    held_run,
+    load,
+    message,
+    new_claim,
+    new_run,
+)
+from tests.servers import Mongod, ReplicaSet
+
+pytestmark = pytest.mark.mongo
+Document = dict[str, Any]
+SHORT = timedelta(seconds=1)
+
+
+@pytest.fixture(scope="module")
+def mongod() -> Iterator[Mongod]:
+    """A replica set of one that can be told to fail."""
+    with Mongod(parameters={"enableTestCommands": 1}) as mongod:
+        yield mongod
+
+
+@pytest.fixture
+async def client(mongod: Mongod) -> AsyncIterator[AsyncMongoClient[Document]]:
+    client: AsyncMongoClient[Document] = AsyncMongoClient(mongod.uri)
+    async with client:
+        yield client
+
+
+@pytest.fixture
+async def store(client: AsyncMongoClient[Document]) -> AsyncIterator[MongoStore]:
+    store = MongoStore(client[f"test_{bson.ObjectId()}"])
+    await store.open()
+    name = store.database.name
+    yield store
+    await store.close()
+    await client.drop_database(name)
+
+
+@asynccontextmanager
+async def failing(
+    client: AsyncMongoClient[Document], commands: list[str], mode: object, **how: Any
+) -> AsyncIterator[None]:
+    """Let commands fail: `mode` is a number of times or `alwaysOn`."""
+    point = {"configureFailPoint": "failCommand", "data": {"failCommands": commands, **how}}
+    await client.admin.command({**point, "mode": mode})
+    try:
+        yield
+    finally:
+        await client.admin.command({**point, "mode": "off"})
+
+
+# -- plans ----------------------------------------------------------------------------------------
+
+
+class Recorder(CommandListener):
+    """Keeps the commands that a client sends."""
+
+    KINDS = ("find", "update", "findAndModify", "delete", "distinct", "aggregate", "count")
+
+    def __init__(self) -> None:
+        self.commands: list[Document] = []
+
+    def started(self, event: Any) -> None:
+        if event.command_name in self.KINDS:
+            command = bson.decode(bson.encode(event.command))
+            if "$changeStream" not in str(command.get("pipeline")):
+                self.commands.append(command)
+
+    def succeeded(self, event: Any) -> None:
+        pass
+
+    def failed(self, event: Any) -> None:
+        pass
+
+
+def single(command: Document) -> Iterator[Document]:
+    """Split a command into what `explain` takes, without what the session adds."""
+    extra = ("lsid", "txnNumber", "writeConcern", "readConcern", "ordered", "maxTimeMS")
+    plain = {k: v for k, v in command.items() if not k.startswith("$") and k not in extra}
+    many = {"update": "updates", "delete": "deletes"}.get(next(iter(plain)))
+    for statement in plain[many] if many else [None]:
+        yield {**plain, many: [statement]} if many else plain
+
+
+def stages(plan: object) -> Iterator[str]:
+    if isinstance(plan, Mapping):
+        if isinstance(plan.get("stage"), str):
+            yield plan["stage"]
+        for part in plan.values():
+            yield from stages(part)
+    elif isinstance(plan, list):
+        for part in plan:
+            yield from stages(part)
+
+
+async def every_verb(store: MongoStore) -> None:
+    """Call each verb, with what makes it ask all its questions."""
+    run = held_run(store, journal=[entry(store, "a")], expire_after=60.0)
+    await store.create_run(run)
+    await store.create_run(run)
+    later = store.clock.now() + timedelta(days=1)
+    attempts = (Attempt(id="a", attempt=1, started_at=later),)
+    await store.commit(commit_of(run, archive=tuple(run.journal), attempts=attempts))
+    await asyncio.gather(*(store.commit(commit_of(run, inbox_seq=9)) for _ in range(3)))
+    await store.heartbeat("r", 1, "a", 1)
+    await asyncio.to_thread(store.renew, "w1", {"r": 1, "other": 2}, 60.0)
+    await store.post("r", message(store, "m"))
+    await store.post("r", message(store, "m"))
+    await store.post("r", message(store, "p", MessageKind.PAUSE), slot="none")
+    await store.load_archive("r", 1)
+    await store.claim_holders()
+    await store.expire_claims("w1")
+    await store.claim_due(new_claim(), ["wf", "other"], 10)
+    await store.release("r", 2)
+    await store.next_due(["wf", "other"])
+    await store.claim_run(new_claim(), "r")
+    await store.unpause("r")
+    await store.load_ended(["r", "other"])
+    ended = commit_of(await load(store), Status.DONE, journal_base=1, expire_at=later)
+    assert await store.commit(ended) is CommitResult.LANDED
+    done = await load(store)
+    assert await store.replace_run(held_run(store, fence=9), rev=done.rev, fence=done.fence)
+    await store.cancel_unstarted("r", BOOM)
+    await store.terminate("r", BOOM)
+
+
+async def test_no_query_of_the_store_scans_a_collection(mongod: Mongod) -> None:
+    recorder = Recorder()
+    name = f"test_{bson.ObjectId()}"
+    client: AsyncMongoClient[Document]
+    async with AsyncMongoClient(mongod.uri, event_listeners=[recorder]) as client:
+        store = MongoStore(client[name])
+        await store.open()
+        await store.create_run(new_run(store, "another"))
+        await every_verb(store)
+        recorded, recorder.commands = recorder.commands, []
+        kinds = {next(iter(command)) for command in recorded}
+        assert kinds >= {"find", "update", "findAndModify", "delete", "distinct"}
+        for command in recorded:
+            for one in single(command):
+                plan = await client[name].command("explain", one)
+                assert "COLLSCAN" not in set(stages(plan)), one
+        await store.close()
+        await client.drop_database(name)
+
+
+async def test_a_look_for_due_runs_examines_only_what_it_returns(store: MongoStore) -> None:
+    runs = [new_run(store, f"late{i}", due_in=3600) for i in range(50)]
+    runs += [held_run(store, f"parked{i}") for i in range(50)]
+    runs += [new_run(store, f"due{i}") for i in range(5)]
+    await asyncio.gather(*(store.create_run(run) for run in runs))
+    await asyncio.gather(
+        *(store.commit(commit_of(run, Status.WAITING)) for run in runs if run.fence)
+    )
+    find = {"find": RUNS, "filter": due_filter(["wf"]), "sort": {"due_at": 1}, "limit": 20}
+    plan = await store.database.command("explain", find, verbosity="executionStats")
+    assert plan["executionStats"]["totalDocsExamined"] == 5
+
+
+# -- lost replies and retries ---------------------------------------------------------------------
+
+
+Verb = Callable[[MongoStore], Awaitable[Any]]
+
+
+async def prepare(store: MongoStore) -> None:
+    """Make runs for the verbs below, named for what they are."""
+    held: dict[str, Document] = {
+        "held": {},
+        "pausing": {"inbox": [message(store, "p", MessageKind.PAUSE)]},
+    }
+    for run_id, fields in held.items():
+        await store.create_run(held_run(store, run_id, **fields))
+    for run_id in ("queued", "due"):
+        await store.create_run(new_run(store, run_id, code=run_id))
+    for run_id, status in {"done": Status.DONE, "paused": Status.PAUSED}.items():
+        run = held_run(store, run_id)
+        await store.create_run(run)
+        await store.commit(commit_of(run, status))
+
+
+async def commit(store: MongoStore) -> CommitResult:
+    run = held_run(store, "held")
+    return await store.commit(commit_of(run, Status.WAITING, entries=(entry(store, "s"),)))
+
+
+async def group(store: MongoStore) -> list[CommitResult]:
+    commits = [
+        commit_of(held_run(store, run_id), inbox_seq=seq, entries=(entry(store, "s"),))
+        for run_id, seq in {"held": 0, "pausing": 7, "none": 0}.items()
+    ]
+    return list(await asyncio.gather(*(store.commit(each) for each in commits)))
+
+
+async def claimed_ids(store: MongoStore) -> list[tuple[str, int]]:
+    return [(run.id, run.fence) for run in await store.claim_due(new_claim(), ["due"], 5)]
+
+
+async def claimed(store: MongoStore) -> int:
+    run = await store.claim_run(new_claim(), "due")
+    return 0 if run is None else run.fence
+
+
+async def replaced(store: MongoStore) -> bool:
+    return await store.replace_run(held_run(store, "done", fence=2), rev=1, fence=1)
+
+
+VERBS: dict[str, tuple[Verb, object]] = {
+    "create": (lambda s: created(s, held_run(s, "new")), True),
+    "replace": (replaced, True),
+    "claim_due": (claimed_ids, [("due", 1)]),
+    "claim_run": (claimed, 1),
+    "release": (lambda s: s.release("held", 1), True),
+    "commit": (commit, CommitResult.LANDED),
+    "group": (group, [CommitResult.LANDED, CommitResult.INBOX_MOVED, CommitResult.LOST]),
+    "post": (lambda s: s.post("held", message(s, "m")), PostResult.POSTED),
+    "cancel_unstarted": (lambda s: s.cancel_unstarted("queued", BOOM), True),
+    "terminate": (lambda s: s.terminate("held", BOOM), True),
+    "unpause": (lambda s: s.unpause("paused"), True),
+    "take_back": (lambda s: s.unpause("pausing"), True),
+}
+
+
+async def created(store: MongoStore, run: Run) -> bool:
+    return (await store.create_run(run))[1]
+
+
+async def state(store: MongoStore) -> dict[str, Document]:
+    """Return what is stored, without what differs by time and chance."""
+    found: list[Document] = await store.database[RUNS].find().to_list()
+    return {
+        document["_id"]: {
+            name: value
+            for name, value in document.items()
+            if name != "claim" and not name.endswith("_at") and name not in ("journal", "inbox")
+        }
+        | {name: [each["id"] for each in document.get(name, ())] for name in ("journal", "inbox")}
+        for document in found
+    }
+
+
+WRITES = ["insert", "update", "findAndModify"]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+async def test_a_verb_whose_reply_was_lost_applies_once(
+    client: AsyncMongoClient[Document], store: MongoStore, verb: str
+) -> None:
+    call, expected = VERBS[verb]
+    await prepare(store)
+    assert await call(store) == expected
+    once = await state(store)
+    await store.database[RUNS].delete_many({})
+    await prepare(store)
+    # The write is done, but the reply says that its durability is unknown.
+    unknown = {"code": 64, "errmsg": "waiting for replication timed out"}
+    async with failing(client, WRITES, {"times": 2}, writeConcernError=unknown):
+        assert await call(store) == expected
+    assert await state(store) == once
+
+
+@pytest.mark.parametrize("verb", VERBS)
+async def test_a_verb_survives_a_connection_that_breaks(
+    client: AsyncMongoClient[Document], store: MongoStore, verb: str
+) -> None:
+    call, expected = VERBS[verb]
+    await prepare(store)
+    async with failing(client, [*WRITES, "find"], {"times": 3}, closeConnection=True):
+        assert await call(store) == expected
+
+
+async def test_one_statement_of_a_group_that_is_interrupted_is_sent_again(
+    store: MongoStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = [held_run(store, str(number)) for number in range(3)]
+    for run in runs:
+        await store.create_run(run)
+    send = type(store.database).command
+    replies = 0
+
+    async def interrupted(self: Any, command: Any, *args: Any, **kwargs: Any) -> Any:
+        nonlocal replies
+        if isinstance(command, dict) and "update" in command and not replies:
+            replies += 1
+            command = {**command, "updates": command["updates"][:2]}
+            reply = await send(self, command, *args, **kwargs)
+            return {**reply, "writeErrors": [{"index": 2, "code": 11602, "errmsg": "stepdown"}]}
+        return await send(self, command, *args, **kwargs)
+
+    monkeypatch.setattr(type(store.database), "command", interrupted)
+    results = await asyncio.gather(*(store.commit(commit_of(run)) for run in runs))
+    assert results == [CommitResult.LANDED] * 3
+    assert [(await load(store, run.id)).rev for run in runs] == [1, 1, 1]
+
+
+async def test_renew_survives_a_connection_that_breaks(
+    client: AsyncMongoClient[Document], store: MongoStore
+) -> None:
+    await store.create_run(held_run(store))
+    async with failing(client, ["update", "find"], {"times": 3}, closeConnection=True):
+        renewal = await asyncio.to_thread(store.renew, "w1", {"r": 1}, 60.0)
+    assert set(renewal.inbox_seq) == {"r"}
+
+
+# -- workers side by side -------------------------------------------------------------------------
+
+
+async def test_several_stores_take_each_run_once(mongod: Mongod) -> None:
+    uri = mongod.uri.replace("/?", f"/test_{bson.ObjectId()}?")
+    stores = [MongoStore(uri) for _ in range(4)]
+    for store in stores:
+        await store.open()
+    await asyncio.gather(*(stores[0].create_run(new_run(stores[0], str(i))) for i in range(300)))
+    taken: list[str] = []
+
+    async def work(store: MongoStore) -> None:
+        misses = 0
+        while misses < 3:
+            runs = await store.claim_due(new_claim(), ["wf"], 10)
+            taken.extend(run.id for run in runs)
+            misses = 0 if runs else misses + 1
+
+    await asyncio.gather(*(work(store) for store in stores))
+    assert Counter(taken) == Counter(str(number) for number in range(300))
+    await stores[0].database.client.drop_database(stores[0].database.name)
+    for store in stores:
+        await store.close()
+
+
+# -- refusals -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "mongodb://user:s3cret@127.0.0.1:1/shop",
+        "mongodb://user:s3cret/x@127.0.0.1:1/shop",
+        "mongodb://user:s3cret@s3cret@127.0.0.1:1",
+        "mongodb://user:s3cret:s3cret@127.0.0.1:1",
+        "mongodb+srv://user:s3cret@nowhere.invalid/shop",
+        "postgres://user:s3cret@127.0.0.1/shop",
+    ],
+)
+async def test_no_server_is_told_soon_and_without_the_password(address: str) -> None:
+    began = time.monotonic()
+    with pytest.raises(ServerUnavailable) as caught:
+        await MongoStore(address, timeout=SHORT).open()
+    assert time.monotonic() - began < 5
+    assert "s3cret" not in "".join(traceback.format_exception(caught.value)).replace(address, "")
+    assert "s3cret" not in str(caught.value)
+
+
+async def test_a_wrong_password_is_told_without_it(mongod: Mongod) -> None:
+    address = mongod.uri.replace("//", "//user:s3cret@")
+    with pytest.raises(ServerUnavailable) as caught:
+        await MongoStore(address, timeout=SHORT).open()
+    assert "uthentication failed" in str(caught.value)
+    assert "s3cret" not in str(caught.value)
+
+
+async def test_a_server_that_falls_silent_is_unavailable() -> None:
+    with Mongod() as mongod:
+        store = MongoStore(mongod.uri, timeout=SHORT)
+        await store.open()
+        run = held_run(store)
+        await store.create_run(run)
+        await asyncio.to_thread(store.renew, "w1", {"r": 1}, 60.0)
+        mongod.freeze()
+        try:
+            began = time.monotonic()
+            results = await asyncio.gather(
+                store.load_run("r"),
+                store.commit(commit_of(run)),
+                store.post("r", message(store, "m")),
+                asyncio.to_thread(store.renew, "w1", {"r": 1}, 60.0),
+                return_exceptions=True,
+            )
+            assert [type(result) for result in results] == [ServerUnavailable] * 4
+            assert time.monotonic() - began < 5
+        finally:
+            mongod.thaw()
+        assert await store.commit(commit_of(run)) is CommitResult.LANDED
+        await store.close()
+
+
+async def test_without_the_right_to_make_indexes_the_commands_are_told(
+    client: AsyncMongoClient[Document], caplog: pytest.LogCaptureFixture
+) -> None:
+    store = MongoStore(client[f"test_{bson.ObjectId()}"])
+    with caplog.at_level(logging.WARNING):
+        async with failing(client, ["createIndexes"], "alwaysOn", errorCode=13):
+            await store.open()
+    assert by_hand(RUNS) in caplog.text
+    await store.create_run(new_run(store))
+    await store.close()
+
+
+async def test_the_users_client_stays_open(client: AsyncMongoClient[Document]) -> None:
+    store = MongoStore(client[f"test_{bson.ObjectId()}"])
+    await store.open()
+    await store.close()
+    await store.close()
+    assert (await client.admin.command("ping"))["ok"] == 1
+
+
+async def test_writes_are_durable_whatever_the_address_says(mongod: Mongod) -> None:
+    concerns: list[Document] = []
+
+    class Concerns(Recorder):
+        def started(self, event: Any) -> None:
+            if event.command_name in (*WRITES, "delete"):
+                concerns.append(event.command["writeConcern"])
+
+    name = f"test_{bson.ObjectId()}"
+    client: AsyncMongoClient[Document]
+    async with AsyncMongoClient(
+        mongod.uri, w=0, readPreference="secondaryPreferred", event_listeners=[Concerns()]
+    ) as client:
+        store = MongoStore(client[name])
+        await store.open()
+        await every_verb(store)
+        await store.close()
+    assert len(concerns) > 15
+    assert all(each == {"w": "majority", "j": True} for each in concerns)
+
+
+async def test_the_path_of_the_address_names_the_database(mongod: Mongod) -> None:
+    for path, name in {"shop": "shop", "": "streamline"}.items():
+        store = MongoStore(mongod.uri.replace("/?", f"/{path}?"))
+        await store.open()
+        assert store.database.name == name
+        await store.database.client.drop_database(name)
+        await store.close()
+
+
+# -- failover -------------------------------------------------------------------------------------
+
+
+async def test_commits_go_on_through_a_failover() -> None:
+    with ReplicaSet(3) as replicas:
+        store = MongoStore(replicas.uri, timeout=timedelta(seconds=30))
+        await store.open()
+        runs = [held_run(store, str(number)) for number in range(20)]
+        await asyncio.gather(*(store.create_run(run) for run in runs))
+        stopped = asyncio.Event()
+
+        async def advance(run: Run) -> int:
+            rev = 0
+            while not stopped.is_set():
+                commit = msgspec.structs.replace(
+                    commit_of(run, entries=(entry(store, f"s{rev}"),)), rev=rev
+                )
+                assert await store.commit(commit) is CommitResult.LANDED
+                rev += 1
+            return rev
+
+        tasks = [asyncio.create_task(advance(run)) for run in runs]
+        await asyncio.sleep(0.5)
+        await asyncio.to_thread(lambda: replicas.primary().kill())
+        await asyncio.sleep(4)
+        stopped.set()
+        revs = await asyncio.gather(*tasks)
+        for run, rev in zip(runs, revs, strict=True):
+            after = await load(store, run.id)
+            assert after.rev == rev
+            assert [each.id for each in after.journal] == [f"s{i}" for i in range(rev)]
+        renewal = await asyncio.to_thread(store.renew, "w1", {run.id: 1 for run in runs}, 60.0)
+        assert len(renewal.inbox_seq) == len(runs)
+        await store.close()
