@@ -7,7 +7,7 @@ import random
 import re
 import sys
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -16,11 +16,11 @@ from tests.acceptance.harness import Site
 
 
 @pytest.fixture
-def rng() -> Iterator[random.Random]:
+def rng() -> random.Random:
     """A generator whose seed is shown when the test fails; STREAMLINE_SEED sets it."""
     seed = int(os.environ.get("STREAMLINE_SEED") or random.randrange(1_000_000))
     sys.stdout.write(f"STREAMLINE_SEED={seed}\n")
-    yield random.Random(seed)
+    return random.Random(seed)
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from pymongo.errors import PyMongoError
 from streamline import InvalidState, ServerUnavailable, Streamline
 from streamline.handles import RunHandle
 from tests.acceptance.apps import flows
+from tests.acceptance.apps.worker import address_of
 from tests.acceptance.checker import ENDED, describe
 
 T = TypeVar("T")
@@ -56,12 +57,16 @@ class WorkerProcess:
 
     async def go(self) -> Self:
         """Let it work; return when its engine has started."""
+        await self.say("go", after="standing by")
+        await self.expect("ready")
+        return self
+
+    async def say(self, word: str, *, after: str) -> None:
+        """Write a line to it once it has said something."""
         assert self._process is not None
         assert self._process.stdin is not None
-        await self._expect("standing by")
-        self._process.stdin.write(b"go\n")
-        await self._expect("ready")
-        return self
+        await self.expect(after)
+        self._process.stdin.write(f"{word}\n".encode())
 
     async def kill(self) -> None:
         """End it by SIGKILL."""
@@ -82,7 +87,7 @@ class WorkerProcess:
 
     async def stopped(self) -> None:
         """Wait until it has ended in good order."""
-        await self._expect("stopped")
+        await self.expect("stopped")
         await self._reap()
 
     async def ended(self) -> int:
@@ -106,7 +111,8 @@ class WorkerProcess:
             await self._process.stdout.read()
         await self._process.wait()
 
-    async def _expect(self, line: str) -> None:
+    async def expect(self, line: str) -> None:
+        """Wait until it says something."""
         assert self._process is not None
         assert self._process.stdout is not None
         try:
@@ -163,14 +169,17 @@ class Site:
     @property
     def address(self) -> str:
         """The URI with the database in its path."""
-        head, _, options = self.uri.partition("?")
-        return f"{head.rstrip('/')}/{self.name}?{options}"
+        return address_of(self.uri, self.name)
 
     async def standby(self, *options: str) -> WorkerProcess:
         """Start a worker process that waits for its `go`."""
-        command = [sys.executable, "-m", "tests.acceptance.apps.worker", self.uri, self.name]
+        return await self.run("worker", "--lease", self.lease, *options)
+
+    async def run(self, app: str, *options: str) -> WorkerProcess:
+        """Start a process of one of the apps."""
+        command = [sys.executable, "-m", f"tests.acceptance.apps.{app}", self.uri, self.name]
         log = self._directory / f"worker-{len(self.workers)}.log"
-        worker = WorkerProcess([*command, "--lease", self.lease, *options], log)
+        worker = WorkerProcess([*command, *options], log)
         self.workers.append(worker)
         return await worker.launch()
 
@@ -199,7 +208,7 @@ class Site:
         try:
             async with asyncio.timeout(within):
                 while not accept(found := await read()):
-                    await asyncio.sleep(0.01)
+                    await asyncio.sleep(0.01)  # noqa: ASYNC110 - it is another process's doing
         except TimeoutError:
             raise AssertionError(
                 f"not within {within:g} s: {what}; found {found!r}. Under way are "

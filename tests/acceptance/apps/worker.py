@@ -42,7 +42,7 @@ async def _main() -> None:
     threading.Thread(target=_obey_stdin, args=(loop, go), daemon=True).start()
     flows.effects.connect(arguments.uri, arguments.database)
     engine = Streamline(
-        _address(arguments.uri, arguments.database),
+        address_of(arguments.uri, arguments.database),
         lease=arguments.lease,
         concurrency=arguments.concurrency,
         registry=flows.foreign if arguments.foreign else flows.registry,
@@ -56,7 +56,8 @@ async def _main() -> None:
     print("stopped", flush=True)
 
 
-def _address(uri: str, database: str) -> str:
+def address_of(uri: str, database: str) -> str:
+    """Put a database into the path of a URI that has none."""
     head, _, options = uri.partition("?")
     return f"{head.rstrip('/')}/{database}?{options}"
 
