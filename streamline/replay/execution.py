@@ -7,12 +7,13 @@ do exactly the same. It does no I/O, reads no clock and knows no store.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import logging
 import random
 from asyncio import futures
 from collections.abc import Coroutine, Iterable, Mapping
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
 from typing import Any, NoReturn
 
@@ -35,6 +36,7 @@ from streamline.replay.commands import (
     TimerCommand,
     detach,
 )
+from streamline.replay.eviction import Never
 from streamline.replay.loop import ReplayLoop
 from streamline.replay.outcome import Cancelled, Failed, Outcome, Returned
 
@@ -43,7 +45,9 @@ _log = logging.getLogger(__name__)
 CANCEL = "cancel"
 """The id of an entry by which a cancel reaches the body; it answers no command."""
 DEADLINE = "deadline"
-"""The id of the timer of the workflow's own timeout."""
+"""The name of the timer of the workflow's own timeout."""
+FOREVER = datetime(9999, 1, 1, tzinfo=UTC).timestamp()
+"""When a timer is due that asyncio would never fire; nothing later can be stored."""
 
 
 class Execution(BodyRuntime):
@@ -79,6 +83,7 @@ class Execution(BodyRuntime):
         self._context: dict[str, Any] = dict(run.context)
         self._main: asyncio.Task[Any] | None = None
         self._timed_out = False
+        self._deadline = ""
         self._outcome: Outcome | None = None
         self._replaying = False
         self._rng: random.Random | None = None
@@ -96,9 +101,10 @@ class Execution(BodyRuntime):
         """
         args, kwargs = self.workflow_input()
         self._replaying = replaying
-        context = contextvars.copy_context()
-        context.run(enter_runtime, self)
-        self._main = self._loop.create_task(self._body(args, kwargs), name="main", context=context)
+        # An empty one: context variables of whoever drives this are not the same on a replay.
+        self._main = self._loop.create_task(
+            self._body(args, kwargs), name="main", context=contextvars.Context()
+        )
         self._turn()
         self._replaying = False
 
@@ -120,7 +126,7 @@ class Execution(BodyRuntime):
             NonDeterminism: It doesn't answer what the body asks for.
         """
         self._now = entry.at
-        self._loop.now = entry.at.timestamp()
+        self._loop.advance(entry.at.timestamp())
         if entry.kind is EntryKind.ATTEMPT:
             self._expect(entry, self.open.get(entry.id))
         elif entry.kind is EntryKind.MESSAGE and entry.id == CANCEL:
@@ -148,14 +154,23 @@ class Execution(BodyRuntime):
 
     def evict(self) -> None:
         """Drop the body; nothing that its `finally` blocks ask for happens."""
+        # They refer to the tasks, which are to be freed at once, not when the collector comes.
+        self._main = None
+        self.open.clear()
+        self.issued.clear()
+        self.step_errors.clear()
+        self._timers.clear()
         self._loop.evict()
 
     def _turn(self) -> None:
-        try:
-            self._loop.turn()
-        except (SystemExit, KeyboardInterrupt):
-            # asyncio lets these out of the loop; the task holds them too, and `_settle` finds it.
-            _log.warning("the body of run %r raised out of its loop", self.run.id)
+        while True:
+            try:
+                self._loop.turn()
+                break
+            except SystemExit:
+                # asyncio lets it out of the loop in mid-turn; the task that raised it holds it too.
+                # A KeyboardInterrupt goes through: that is somebody who wants to end the process.
+                continue
         self._settle()
 
     def _settle(self) -> None:
@@ -164,7 +179,7 @@ class Execution(BodyRuntime):
         if main is None or self._outcome is not None:
             return
         if not main.done():
-            if not (self.open.keys() - {DEADLINE}):
+            if not self.open or self.open.keys() == {self._deadline}:
                 self._outcome = Failed(self._stuck(), stuck=True)
         elif main.cancelled():
             self._outcome = Cancelled()
@@ -200,6 +215,9 @@ class Execution(BodyRuntime):
         except asyncio.CancelledError:
             if not self._timed_out:
                 raise
+            # As asyncio.timeout does: what `on_failure` awaits is not cancelled any more.
+            if self._main is not None:
+                self._main.uncancel()
             raise TimeoutError(
                 f"run {self.run.id!r} took longer than the timeout of {self.workflow!r}: {timeout}"
             ) from None
@@ -286,13 +304,15 @@ class Execution(BodyRuntime):
     def call_step(
         self, step: Step[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Coroutine[Any, Any, Any]:
-        self._refuse_if_evicted()
+        if self._loop.evicted:
+            return Never()
         return self._perform_step(self._next_id(step.name), step, args, kwargs)
 
     async def _perform_step(
         self, id_: str, step: Step[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        self._refuse_if_evicted()
+        if self._loop.evicted:
+            await Never()
         if id_ not in self._recorded:
             args = tuple(detach(value) for value in args)
             kwargs = {name: detach(value) for name, value in kwargs.items()}
@@ -310,7 +330,8 @@ class Execution(BodyRuntime):
         data: Any = None,
         timeout: float | None = None,
     ) -> Coroutine[Any, Any, Any]:
-        self._refuse_if_evicted()
+        if self._loop.evicted:
+            return Never()
         id_ = self._next_id(f"{kind.value}:{name}" if name else kind.value)
         slot = Slot(
             id=id_,
@@ -325,7 +346,8 @@ class Execution(BodyRuntime):
         return self._await_message(slot, type)
 
     async def _await_message(self, slot: Slot, type: Any) -> Any:
-        self._refuse_if_evicted()
+        if self._loop.evicted:
+            await Never()
         future = self._loop.create_future()
         self._issue(SlotCommand(id=slot.id, slot=slot, type=type, future=future))
         return await self._answer(slot.id, future)
@@ -351,16 +373,14 @@ class Execution(BodyRuntime):
         self._counts[name] = count
         return name if count == 1 else f"{name}#{count}"
 
-    def _refuse_if_evicted(self) -> None:
-        if self._loop.evicted:
-            raise asyncio.CancelledError(f"run {self.run.id!r} was dropped from memory")
-
     # -- the loop's owner -------------------------------------------------------------------------
 
     def timer_armed(self, handle: asyncio.TimerHandle) -> None:
         id_ = self._next_id(self._timer_name(handle))
         # Upwards to the millisecond: a timer must never fire early.
-        due = from_seconds(handle.when() + 0.000999)
+        due = from_seconds(min(handle.when(), FOREVER) + 0.000999)
+        if handle._callback == self._time_out:  # type: ignore[attr-defined]
+            self._deadline = id_
         self._timers[id(handle)] = id_
         self._issue(TimerCommand(id=id_, due=due, handle=handle))
 
@@ -369,7 +389,15 @@ class Execution(BodyRuntime):
         if id_ is not None:
             self._withdraw(id_)
 
+    def context_given(self, context: contextvars.Context) -> None:
+        # A step that doesn't find the runtime would run in the body. A context that is entered
+        # already belongs to a task that has it.
+        with contextlib.suppress(RuntimeError):
+            context.run(enter_runtime, self)
+
     def loop_failed(self, message: str, error: BaseException | None) -> None:
+        if self._replaying:
+            return
         _log.warning("run %r: %s", self.run.id, message, exc_info=error)
 
     def _timer_name(self, handle: asyncio.TimerHandle) -> str:

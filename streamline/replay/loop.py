@@ -3,9 +3,8 @@
 It runs callbacks until none is ready and then stands still; time is what its owner sets, and timers
 are handed to the owner instead of being waited for. It knows nothing of journals or commands.
 
-What makes asyncio deterministic here: tasks and futures hash by their creation order, so that
-sets of them iterate alike on every replay; `as_completed` wraps its coroutines in the order given;
-async generators left behind are closed by the loop that ran them.
+What makes asyncio deterministic here: the order of `ordered.py`; async generators left behind are
+closed by the loop that ran them; and no turn is interrupted by the garbage collector.
 """
 
 from __future__ import annotations
@@ -13,17 +12,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import gc
 import sys
-import warnings
-import weakref
 import zlib
 from asyncio import events, tasks
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from typing import Any, NoReturn, Protocol
 
-from streamline.errors import BodyNotPure
+from streamline.replay import ordered
+from streamline.replay.eviction import close_tasks
 from streamline.replay.forbidden import FORBIDDEN, io_error
+from streamline.replay.ordered import ReplayFuture, refuse_unordered
 
 _Callback = Callable[..., object]
 
@@ -39,22 +39,13 @@ class LoopOwner(Protocol):
         """A timer was cancelled before it fired."""
         ...
 
+    def context_given(self, context: contextvars.Context) -> None:
+        """A task was given this context by the body."""
+        ...
+
     def loop_failed(self, message: str, error: BaseException | None) -> None:
         """An exception got lost in the loop, as asyncio reports it."""
         ...
-
-
-class ReplayFuture(asyncio.Future[Any]):
-    """A future that hashes by its creation order."""
-
-    def __init__(self, *, loop: ReplayLoop) -> None:
-        self._order = loop.next_order()
-        super().__init__(loop=loop)
-
-    def __hash__(self) -> int:
-        return self._order
-
-    __eq__ = object.__eq__
 
 
 class ReplayTask(asyncio.Task[Any]):
@@ -70,18 +61,9 @@ class ReplayTask(asyncio.Task[Any]):
     ) -> None:
         # Before asyncio's own constructor: that puts the task into a weak set.
         self._order = loop.next_order()
-        self._own_context = context or contextvars.copy_context()
-        super().__init__(coro, loop=loop, name=name or loop.task_name(), context=self._own_context)
-
-    def drop(self) -> None:
-        """Close the coroutine in its own context, where it finds the runtime that refuses it."""
-        coroutine = self.get_coro()
-        if self.done() or coroutine is None:
-            return
-        self._log_destroy_pending = False
-        # A body may turn GeneratorExit into anything; nobody waits for it any more.
-        with contextlib.suppress(BaseException):
-            self._own_context.run(coroutine.close)
+        # An empty context is falsy, too.
+        self.context = contextvars.copy_context() if context is None else context
+        super().__init__(coro, loop=loop, name=name or loop.task_name(), context=self.context)
 
     def __hash__(self) -> int:
         return self._order
@@ -103,7 +85,10 @@ class ReplayLoop(asyncio.AbstractEventLoop):
         self.now = now
         self._owner: LoopOwner | None = owner
         self._ready: deque[asyncio.Handle] = deque()
-        self._tasks: weakref.WeakSet[ReplayTask] = weakref.WeakSet()
+        # Held for as long as they aren't done: asyncio's own loops don't, and what the collector
+        # finds there is closed at any time, commands of its `finally` blocks and all.
+        self._tasks: list[ReplayTask] = []
+        self._sweep_at = 16
         self._created = 0
         self._named = 0
         # Different runs must not share hashes: asyncio keeps all tasks of a process in one set.
@@ -130,38 +115,38 @@ class ReplayLoop(asyncio.AbstractEventLoop):
         outer = events._get_running_loop()
         task = None if outer is None else asyncio.current_task(outer)
         hooks = sys.get_asyncgen_hooks()
-        as_completed = asyncio.as_completed
+        # Cycles that the body left behind must not be freed at one point of it or another.
+        collecting = gc.isenabled()
+        gc.disable()
         # From 3.14 on the current task belongs to the thread, not to the loop: leave it first.
         if outer is not None and task is not None:
             tasks._leave_task(outer, task)
         events._set_running_loop(self)
-        sys.set_asyncgen_hooks(finalizer=self._close_generator)
-        asyncio.as_completed = _ordered_as_completed
+        # Without `firstiter` the outer loop would hear of the body's generators, and close them.
+        sys.set_asyncgen_hooks(firstiter=None, finalizer=self._close_generator)
         self._turning = True
         try:
             yield
         finally:
             self._turning = False
-            asyncio.as_completed = as_completed
             sys.set_asyncgen_hooks(*hooks)
             events._set_running_loop(outer)
             if outer is not None and task is not None:
                 tasks._enter_task(outer, task)
+            if collecting:
+                gc.enable()
 
     def evict(self) -> None:
         """Drop the body where it stands: its `finally` blocks run, but can't ask for anything.
 
-        Python closes a coroutine that is dropped; here that happens at once and in silence, with
-        the loop refusing every task and timer.
+        Python closes a coroutine that is dropped; here that happens at once and in silence.
         """
         self._owner = None
-        with self._entered(), warnings.catch_warnings():
-            # A coroutine that was created but not begun when its body was dropped is no mistake.
-            warnings.simplefilter("ignore", RuntimeWarning)
-            for task in sorted(self._tasks, key=hash):
-                task.drop()
-            self._tasks.clear()
-            self._ready.clear()
+        self._ready.clear()
+        dropped = [(task, task.context) for task in self._tasks if not task.done()]
+        self._tasks.clear()
+        with self._entered():
+            close_tasks(self, dropped)
 
     @property
     def evicted(self) -> bool:
@@ -219,8 +204,14 @@ class ReplayLoop(asyncio.AbstractEventLoop):
         if self._owner is not None:
             self._owner.timer_cancelled(handle)
 
+    def advance(self, now: float) -> None:
+        """Set the time; it never goes back."""
+        self.now = max(self.now, now)
+
     def fire(self, handle: asyncio.TimerHandle) -> None:
         """Make a timer's callback ready."""
+        # Instants are whole milliseconds: `time()` must not be before the time that was waited for.
+        self.advance(handle.when())
         handle._scheduled = False
         self._ready.append(handle)
 
@@ -236,12 +227,21 @@ class ReplayLoop(asyncio.AbstractEventLoop):
         **kwargs: Any,  # newer Pythons: `eager_start`; tasks stay lazy here
     ) -> ReplayTask:
         if self.evicted:
-            coro.close()
-            raise asyncio.CancelledError(f"run {self.run_id!r} was dropped from memory")
-        _refuse_unordered(coro, self.run_id)
+            coro.close()  # the task will never run; this keeps Python from complaining
+            return ReplayTask(coro, loop=self, name=name, context=context)
+        refuse_unordered(coro, self.run_id)
+        if context is not None and self._owner is not None:
+            self._owner.context_given(context)
+        if len(self._tasks) >= self._sweep_at:
+            self._tasks = [task for task in self._tasks if not task.done()]
+            self._sweep_at = max(16, 2 * len(self._tasks))
         task = ReplayTask(coro, loop=self, name=name, context=context)
-        self._tasks.add(task)
+        self._tasks.append(task)
         return task
+
+    def unfinished_tasks(self) -> set[asyncio.Task[Any]]:
+        """Return the tasks that aren't done, put into the set in creation order."""
+        return {task for task in self._tasks if not task.done()}
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         if self._owner is not None:
@@ -260,58 +260,14 @@ class ReplayLoop(asyncio.AbstractEventLoop):
         return f"task-{self._named}"
 
     def _close_generator(self, generator: AsyncGenerator[Any, Any]) -> None:
-        # Reference counts drop at the same point on every replay; a collection in between does not.
-        if self._turning and not self.evicted:
+        # Reference counts drop at the same point on every replay. What comes from outside a turn
+        # is the collector's, and may be in another thread.
+        if events._get_running_loop() is self and not self.evicted:
             self.create_task(_aclose(generator))
 
 
 async def _aclose(generator: AsyncGenerator[Any, Any]) -> None:
     await generator.aclose()
-
-
-# -- as_completed ---------------------------------------------------------------------------------
-
-_as_completed = asyncio.as_completed
-
-
-def _ordered_as_completed(fs: Any, *, timeout: float | None = None) -> Any:
-    """`asyncio.as_completed`, which puts its coroutines into a set before it starts them."""
-    return _as_completed([asyncio.ensure_future(item) for item in fs], timeout=timeout)
-
-
-def _nested_code(function: Any) -> Iterator[Any]:
-    code = function.__code__
-    yield code
-    yield from (constant for constant in code.co_consts if hasattr(constant, "co_code"))
-
-
-_UNORDERED = frozenset(
-    [
-        *_nested_code(_as_completed),
-        *(
-            _nested_code(tasks._AsCompletedIterator.__init__)
-            if hasattr(tasks, "_AsCompletedIterator")
-            else ()
-        ),
-    ]
-)
-
-
-def _refuse_unordered(coro: Coroutine[Any, Any, Any], run_id: str) -> None:
-    """Refuse tasks that `as_completed` makes itself: it was imported by name, past our order."""
-    frame = sys._getframe(2)
-    for _ in range(3):
-        if frame.f_code in _UNORDERED:
-            coro.close()
-            raise BodyNotPure(
-                f"Run {run_id!r}: `from asyncio import as_completed` starts coroutines in an "
-                "order that differs from replay to replay. Call it as asyncio.as_completed(), or "
-                "give it tasks.",
-                run_id=run_id,
-            )
-        if frame.f_back is None:
-            return
-        frame = frame.f_back
 
 
 # -- I/O ------------------------------------------------------------------------------------------
@@ -327,3 +283,5 @@ def _forbid(name: str) -> Callable[..., NoReturn]:
 
 for _name in FORBIDDEN:
     setattr(ReplayLoop, _name, _forbid(_name))
+
+ordered.install()
