@@ -1,0 +1,106 @@
+"""Group commit, without a server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import msgspec
+import pytest
+
+from streamline.store.writer import MAX_BYTES, MAX_COUNT, MAX_IN_FLIGHT, Writer
+
+
+class Item(msgspec.Struct, frozen=True):
+    name: int
+    size: int = 1
+
+
+class Server:
+    """Answers a group when told to."""
+
+    def __init__(self) -> None:
+        self.groups: list[list[Item]] = []
+        self.gate = asyncio.Event()
+        self.failures: dict[int, Exception] = {}
+
+    async def send(self, items: Sequence[Item]) -> Sequence[int | Exception]:
+        self.groups.append(list(items))
+        await self.gate.wait()
+        return [self.failures.get(item.name, item.name) for item in items]
+
+
+async def turns() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def test_a_lone_item_goes_out_at_once() -> None:
+    server = Server()
+    server.gate.set()
+    writer: Writer[Item, int] = Writer(server.send)
+    assert [await writer.write(Item(1)), await writer.write(Item(2))] == [1, 2]
+    assert server.groups == [[Item(1)], [Item(2)]]
+
+
+async def test_what_gathers_while_writes_are_in_flight_goes_together() -> None:
+    server = Server()
+    writer: Writer[Item, int] = Writer(server.send)
+    first = []
+    for number in range(MAX_IN_FLIGHT):
+        first.append(asyncio.create_task(writer.write(Item(number))))
+        await turns()
+    rest = [asyncio.create_task(writer.write(Item(number))) for number in range(10, 20)]
+    await turns()
+    assert [len(group) for group in server.groups] == [1] * MAX_IN_FLIGHT
+    server.gate.set()
+    assert await asyncio.gather(*first, *rest) == [*range(MAX_IN_FLIGHT), *range(10, 20)]
+    assert len(server.groups[-1]) == 10
+
+
+async def test_groups_are_bounded_by_count_and_bytes() -> None:
+    server = Server()
+    server.gate.set()
+    writer: Writer[Item, int] = Writer(server.send)
+    await asyncio.gather(*(writer.write(Item(number)) for number in range(MAX_COUNT + 1)))
+    assert [len(group) for group in server.groups] == [MAX_COUNT, 1]
+    server.groups.clear()
+    sizes = [MAX_BYTES, 2 * MAX_BYTES, MAX_BYTES // 2, MAX_BYTES // 2]
+    await asyncio.gather(*(writer.write(Item(i, size)) for i, size in enumerate(sizes)))
+    assert [len(group) for group in server.groups] == [1, 1, 2]
+
+
+async def test_the_error_of_one_item_falls_on_it_alone() -> None:
+    server = Server()
+    server.gate.set()
+    server.failures[1] = ValueError("one")
+    writer: Writer[Item, int] = Writer(server.send)
+    results = await asyncio.gather(
+        *(writer.write(Item(number)) for number in range(3)), return_exceptions=True
+    )
+    assert results == [0, server.failures[1], 2]
+
+
+async def test_the_error_of_a_group_falls_on_all_of_it() -> None:
+    async def fail(items: Sequence[Item]) -> Sequence[int]:
+        raise ValueError("all")
+
+    writer: Writer[Item, int] = Writer(fail)
+    for result in await asyncio.gather(
+        *(writer.write(Item(number)) for number in range(3)), return_exceptions=True
+    ):
+        assert isinstance(result, ValueError)
+
+
+async def test_a_writer_that_gave_up_disturbs_no_one() -> None:
+    server = Server()
+    writer: Writer[Item, int] = Writer(server.send)
+    gone, kept = (asyncio.create_task(writer.write(Item(number))) for number in range(2))
+    await turns()
+    gone.cancel()
+    await turns()
+    server.gate.set()
+    assert await kept == 1
+    with pytest.raises(asyncio.CancelledError):
+        await gone
+    await writer.drain()
