@@ -61,14 +61,16 @@ class RunStore(ABC):
         """Insert a run, claimed already where it says so.
 
         Rules: of several creations of one id, concurrent or not, exactly one inserts; the others
-        get the stored run and False. A creation whose reply was lost and that is tried again with
-        the same `claim` or the same `created_at` and input counts as the one that inserted.
+        get the stored run and False. A creation whose reply was lost and that is tried again
+        counts as the one that inserted: told by its `claim` if it has one (and by that alone, else
+        two creators might both run it), without a claim by `created_at` and input.
 
         Returns:
             The stored run (without its journal when it existed before), and whether it is this one.
 
         Raises:
             PayloadTooLarge: The document would be too large.
+            DataCorruption: The run of this id that exists already can't be read.
         """
 
     @abstractmethod
@@ -99,7 +101,10 @@ class RunStore(ABC):
 
     @abstractmethod
     async def load_ended(self, run_ids: Sequence[str]) -> list[Run]:
-        """Return those of the runs that have ended, without journals, in one query."""
+        """Return those of the runs that have ended, without journal and inbox, in one query.
+
+        Rule: one that can't be read is returned as failed with `DATA_CORRUPTION`.
+        """
 
     @abstractmethod
     async def next_due(self, codes: Sequence[str]) -> datetime | None:
@@ -149,9 +154,10 @@ class RunStore(ABC):
 
     @abstractmethod
     async def expire_claims(self, worker: str) -> int:
-        """Make the runs that a dead worker holds due now; returns how many.
+        """Make the runs that a dead worker holds due now; returns how many were not due yet.
 
-        Rule: they count as recoveries when they are claimed.
+        Rules: they count as recoveries when they are claimed. Until then they stay running under
+        that worker, without `claim` (which tells watchers that this is no renewal).
         """
 
     # -- advancing --------------------------------------------------------------------------------
@@ -165,7 +171,8 @@ class RunStore(ABC):
         lost lands when it is tried again. `entries` are appended in order. `consumed` messages
         leave the inbox; others stay. With `archive`, those entries are first made durable outside
         the document (the same archive written twice does no harm), then removed from it in the same
-        update. Any other status than running lets go of the claim (`worker`, `claim`) and
+        update. `journal_base` is given with an `expire_at` too, so that the archive expires with
+        the run. Any other status than running lets go of the claim (`worker`, `claim`) and
         empties `attempts`; an ended one also empties `awaiting` and removes `due_at`. A commit with
         entries sets `recoveries` to 0. Every commit sets `updated_at` by the server's clock.
 
@@ -175,7 +182,10 @@ class RunStore(ABC):
 
     @abstractmethod
     async def heartbeat(self, run_id: str, fence: int, step: str, details: object) -> bool:
-        """Record details in the running attempt of a step. False if the claim was lost."""
+        """Record details in the running attempt of a step. False if the claim was lost.
+
+        Rule: an attempt that isn't recorded (yet) is passed over.
+        """
 
     # -- messages and control ---------------------------------------------------------------------
 
@@ -207,8 +217,8 @@ class RunStore(ABC):
     async def unpause(self, run_id: str) -> bool:
         """Make a paused run queued and due now, its `error` removed; or take back a pause.
 
-        Rules: True if it was paused, or a pause lay in its inbox (which is taken out; `inbox_seq`
-        is one more). Else False, and nothing changes.
+        Rules: True if it was paused, or a pause lay in its inbox (which is taken out in either
+        case, and then `inbox_seq` is one more). Else False, and nothing changes.
         """
 
     # -- notices ----------------------------------------------------------------------------------
