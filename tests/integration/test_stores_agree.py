@@ -83,9 +83,10 @@ class Pilot:
         }
 
     async def _create(self, run_id: str, held: bool) -> bool:
-        run = (held_run if held else new_run)(
-            self._store, run_id, expire_after=60.0, meta={"call": self._calls}
-        )
+        # Each its own, or by chance two would count as one creation tried again.
+        created_at = self._store.clock.now() + timedelta(milliseconds=self._calls * 100)
+        make = held_run if held else new_run
+        run = make(self._store, run_id, expire_after=60.0, created_at=created_at)
         return (await self._store.create_run(run))[1]
 
     async def _claim_due(self, limit: int) -> list[str]:
