@@ -51,6 +51,8 @@ class RunDriver:
         on_turn: Callable[[str | None], None],
     ) -> None:
         self.run = run
+        self.lease_until: datetime | None = None
+        """When the claim runs out unless it is renewed; None where nothing tells."""
         self._workflow = workflow
         self._services = services
         self._on_turn = on_turn
@@ -106,6 +108,16 @@ class RunDriver:
         self._lost = True
         self._board.cancel_all()
         self._wake.set()
+
+    def extend(self, until: datetime) -> None:
+        """Take in that the claim was renewed."""
+        was_over = self._lease_is_over()
+        self.lease_until = until
+        if was_over:
+            self._wake.set()
+
+    def _lease_is_over(self) -> bool:
+        return self.lease_until is not None and self._services.clock.now() >= self.lease_until
 
     def drain(self) -> None:
         """Start no further steps; the run is handed back once the running ones have ended."""
@@ -169,12 +181,15 @@ class RunDriver:
                     continue
             if status is not Status.RUNNING:
                 return status
-            for state in starting:
+            # A process that stood still for longer than its lease may have lost the run: another
+            # may have run these steps, and recorded them. The next renewal tells.
+            suspended = self._lease_is_over()
+            for state in () if suspended else starting:
                 self._board.start(state, session.body)
             if self._draining and not self._board.running:
                 return status
             if not self._board.facts:
-                await self._sleep(session.next_due())
+                await self._sleep(None if suspended else session.next_due())
 
     async def _sleep(self, due: datetime | None) -> None:
         """Wait until something happens or falls due."""

@@ -13,6 +13,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta
 from types import FrameType
 
 from streamline.errors import StreamlineError
@@ -29,7 +30,8 @@ class LeaseKeeper:
         worker: The worker's id.
         lease: The length of a lease in seconds.
         held: Returns run id -> fence of all claims; called in the thread.
-        on_renewal: Called in the event loop with what was asked and what was found.
+        on_renewal: Called in the event loop with what was asked, what was found, and until when
+            the leases hold.
         on_lapse: Called in the event loop once all leases must have run out unrenewed.
         blocked_after: Seconds without a turn of the event loop before its stack is logged.
     """
@@ -41,7 +43,7 @@ class LeaseKeeper:
         lease: float,
         *,
         held: Callable[[], Mapping[str, int]],
-        on_renewal: Callable[[Mapping[str, int], Renewal], None],
+        on_renewal: Callable[[Mapping[str, int], Renewal, datetime], None],
         on_lapse: Callable[[], None],
         blocked_after: float,
     ) -> None:
@@ -92,6 +94,7 @@ class LeaseKeeper:
             self._renewed_at = time.monotonic()
             return
         asked_at = time.monotonic()
+        until = self._store.clock.now() + timedelta(seconds=self._lease)
         try:
             renewal = self._store.renew(self._worker, held, self._lease)
         except StreamlineError as error:
@@ -100,7 +103,7 @@ class LeaseKeeper:
                 self._call(self._on_lapse)
             return
         self._renewed_at = asked_at
-        self._call(lambda: self._on_renewal(held, renewal))
+        self._call(lambda: self._on_renewal(held, renewal, until))
 
     def _call(self, callback: Callable[[], None]) -> None:
         if not self._stopped.is_set() and not self._loop.is_closed():

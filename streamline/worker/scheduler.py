@@ -26,6 +26,8 @@ _log = logging.getLogger(__name__)
 MIN_POLL = timedelta(milliseconds=20)
 MAX_POLL = timedelta(seconds=1)
 WATCHED_POLL = timedelta(seconds=5)
+CLAIM_GRACE = 5.0
+"""Seconds that a claim in flight gets when the worker stops."""
 LOOK_ROUND = 1.0
 """Seconds between looks at which workers of this host have died."""
 
@@ -63,6 +65,7 @@ class Scheduler:
         self._polls = polls
         self._wake = asyncio.Event()
         self._waiting = False
+        self._full = False
         self._idle_polls = 0
         self._due: datetime | None = None
         self._alarm: Alarm | None = None
@@ -88,12 +91,13 @@ class Scheduler:
             self._wake.set()
         elif self._due is None or due < self._due:
             self._due = due
-            if self._waiting and self._room() > 0:
+            if self._waiting and not self._full:
                 self._set_alarm(due)
 
     def notice_room(self) -> None:
         """Take in that the worker has room again."""
-        if self._due is not None and self._due <= self._services.clock.now():
+        # Without room no alarm was set, so what falls due later would not wake us either.
+        if self._full:
             self._wake.set()
 
     def new_claim(self) -> Claim:
@@ -107,8 +111,9 @@ class Scheduler:
         while True:
             self._wake.clear()
             try:
-                claimed = await self._claim()
-            except StreamlineError as error:
+                claimed = await self._claim_whole()
+            except Exception as error:
+                # Whatever it is: a scheduler that ended would leave every run where it is.
                 await self._hold_back(error)
                 continue
             self._idle_polls = 0 if claimed else self._idle_polls + 1
@@ -132,6 +137,16 @@ class Scheduler:
         if expired:
             _log.warning("worker %s of this host is dead; %d of its runs are due", holder, expired)
             self.notice_due()
+
+    async def _claim_whole(self) -> int:
+        """Claim; when cancelled meanwhile, take in what was claimed, so that it is handed back."""
+        claim = asyncio.get_running_loop().create_task(self._claim())
+        try:
+            return await asyncio.shield(claim)
+        except asyncio.CancelledError:
+            await asyncio.wait({claim}, timeout=CLAIM_GRACE)
+            claim.cancel()
+            raise
 
     async def _claim(self) -> int:
         """Claim until nothing more is due or there is no room; returns how many."""
@@ -165,7 +180,8 @@ class Scheduler:
         now = self._services.clock.now()
         # What is due but could not be had is being claimed by another: don't ask in a tight loop.
         due = self._due if self._due is None else max(self._due, now + MIN_POLL)
-        if self._room() <= 0:
+        self._full = self._room() <= 0
+        if self._full:
             self._cancel_alarm()  # whoever makes room wakes us
         elif self._polls:
             poll = now + self._poll_interval()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta
 from typing import Any
 
 from streamline.codec import encode_exception
@@ -22,6 +24,8 @@ from streamline.worker.services import Services
 
 _log = logging.getLogger(__name__)
 
+RESERVED_GRACE = 5.0
+"""Seconds that starts in flight get when the worker stops."""
 BLOCKED_AFTER = 2.0
 """Seconds without a turn of the event loop before a warning."""
 
@@ -63,6 +67,9 @@ class Worker:
         self._keeper: LeaseKeeper | None = None
         self._background: list[asyncio.Task[None]] = []
         self._stopping = False
+        self._reserved = 0
+        self._none_reserved = asyncio.Event()
+        self._none_reserved.set()
         self.scheduler = Scheduler(
             services, self.id, lease, room=self._room, adopt=self.adopt, polls=polls
         )
@@ -94,12 +101,15 @@ class Worker:
         """Stop: no new claims; running steps get `drain` seconds; then claims are handed back."""
         self._stopping = True
         await _cancelled(self._background)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._none_reserved.wait(), RESERVED_GRACE)
         for driver in list(self._drivers.values()):
             driver.drain()
         if self._tasks:
             await asyncio.wait(self._tasks.values(), timeout=drain)
-        for run_id, task in list(self._tasks.items()):
-            driver = self._drivers[run_id]
+        for driver, task in [(self._drivers[id_], task) for id_, task in self._tasks.items()]:
+            if task.done():  # meanwhile; its claim is no longer ours
+                continue
             await _cancelled([task])
             driver.abandon()
             await self._release(driver)
@@ -122,14 +132,17 @@ class Worker:
         """Return run id -> fence of all claims held."""
         return {run_id: driver.fence for run_id, driver in list(self._drivers.items())}
 
-    def renewed(self, asked: Mapping[str, int], renewal: Renewal) -> None:
-        """Take in what a renewal found of the claims that it asked for."""
+    def renewed(self, asked: Mapping[str, int], renewal: Renewal, until: datetime) -> None:
+        """Take in what a renewal found of the claims that it asked for; they hold until then."""
         for run_id in renewal.lost:
             driver = self._drivers.get(run_id)
             # A run may have been parked and claimed again since: that claim is not the lost one.
             if driver is not None and driver.fence == asked[run_id]:
                 driver.lose()
         for run_id, inbox_seq in renewal.inbox_seq.items():
+            driver = self._drivers.get(run_id)
+            if driver is not None and driver.fence == asked[run_id] and self._threaded:
+                driver.extend(until)
             self._hint(run_id, inbox_seq)
 
     def _hint(self, run_id: str, inbox_seq: int) -> None:
@@ -155,10 +168,24 @@ class Worker:
         elif notice.due_at is not None and notice.status is not Status.RUNNING:
             self.scheduler.notice_due(notice.due_at)
 
-    def takes(self, flow: Workflow[..., Any]) -> bool:
-        """Whether it can begin a run of this workflow at once."""
-        claims = bool(self._background) and not self._stopping and self._room() > 0
-        return claims and flow.code in self._services.registry.codes()
+    def reserve(self, flow: Workflow[..., Any]) -> bool:
+        """Keep a place for a run of this workflow, if it can begin here at once.
+
+        Whoever got one calls `free_place` once the run is adopted, or isn't to be.
+        """
+        claims = bool(self._background) and self._room() > 0
+        if not claims or flow.code not in self._services.registry.codes():
+            return False
+        self._reserved += 1
+        self._none_reserved.clear()
+        return True
+
+    def free_place(self) -> None:
+        """Give back a place that `reserve` kept."""
+        self._reserved -= 1
+        if not self._reserved:
+            self._none_reserved.set()
+        self.scheduler.notice_room()
 
     @property
     def idle(self) -> bool:
@@ -179,7 +206,8 @@ class Worker:
         """Renew all leases at once, for whoever moves a skipped clock."""
         held = self.held()
         if held:
-            self.renewed(held, self._services.store.renew(self.id, held, self._lease))
+            until = self._services.clock.now() + timedelta(seconds=self._lease)
+            self.renewed(held, self._services.store.renew(self.id, held, self._lease), until)
 
     @property
     def claimed(self) -> int:
@@ -192,7 +220,7 @@ class Worker:
         return len(self._parked)
 
     def _room(self) -> int:
-        return self._concurrency - len(self._drivers)
+        return 0 if self._stopping else self._concurrency - len(self._drivers) - self._reserved
 
     # -- driving ----------------------------------------------------------------------------------
 
@@ -212,6 +240,8 @@ class Worker:
             _log.warning("claimed run %r in vain: %s", run.id, error)
             return
         self._drivers[run.id] = driver
+        # Where leases are renewed by hand, whoever moves the clock sees to it.
+        driver.lease_until = run.due_at if self._threaded else None
         task = asyncio.get_running_loop().create_task(self._drive(driver), name=f"run {run.id}")
         self._tasks[run.id] = task
         task.add_done_callback(lambda done: self._finished(driver, done))
@@ -220,6 +250,7 @@ class Worker:
         parked = self._parked.pop(run.id, None)
         if parked is not None:
             if parked.reclaim(run):
+                self._announce(run)
                 return parked
             parked.evict()
         self._announce(run)
@@ -311,10 +342,10 @@ class Worker:
     # -- telling ----------------------------------------------------------------------------------
 
     def _announce(self, run: Run) -> None:
-        if run.fence == 1:
-            name = "workflow:started"
-        elif run.recoveries:
+        if run.recoveries:
             name = "workflow:recovered"
+        elif run.rev == 0:
+            name = "workflow:started"
         else:
             name = "workflow:resumed"
         self._emit(name, run)
