@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import copy
 import logging
 import random
 from asyncio import futures
@@ -132,7 +133,9 @@ class Execution(BodyRuntime):
         elif entry.kind is EntryKind.MESSAGE and entry.id == CANCEL:
             self._cancel(entry)
         elif entry.kind is not EntryKind.PATCH:
-            self._resolve(entry, self._expect(entry, self.open.pop(entry.id, None)))
+            command = self._expect(entry, self.open.get(entry.id))
+            del self.open[entry.id]
+            self._resolve(entry, command)
         self.position += 1
 
     @property
@@ -233,13 +236,15 @@ class Execution(BodyRuntime):
 
     def _expect(self, entry: Entry, command: Command | None) -> Command:
         kind = EntryKind.STEP if entry.kind is EntryKind.ATTEMPT else entry.kind
-        if command is None or KINDS[type(command)] is not kind:
-            self._diverge(entry)
+        if command is None:
+            asked = ("the end of the run",) if self.outcome else tuple(self.open) or ("nothing",)
+            self._diverge(entry, asked, ", ".join(repr(name) for name in asked[:5]))
+        if KINDS[type(command)] is not kind:
+            other = KINDS[type(command)].value
+            self._diverge(entry, (command.id,), f"a {other} of that name")
         return command
 
-    def _diverge(self, entry: Entry) -> NoReturn:
-        asked = ("the end of the run",) if self.outcome else tuple(self.open) or ("nothing",)
-        code_asked = ", ".join(repr(name) for name in asked[:5])
+    def _diverge(self, entry: Entry, asked: tuple[str, ...], code_asked: str) -> NoReturn:
         python = f" (it began under Python {self.run.python})"
         raise NonDeterminism(
             f"Run {self.run.id!r} diverged at entry {self.position}: recorded {entry.kind.value} "
@@ -254,7 +259,8 @@ class Execution(BodyRuntime):
 
     def _resolve(self, entry: Entry, command: Command) -> None:
         if entry.context:
-            self._context.update(entry.context)
+            # Copied: what the body does to what it finds there must not reach the journal.
+            self._context.update(copy.deepcopy(entry.context))
         if isinstance(command, TimerCommand):
             self._timers.pop(id(command.handle), None)
             self._loop.fire(command.handle)
@@ -418,6 +424,8 @@ class Execution(BodyRuntime):
         return MappingProxyType(self._context)
 
     def set_context(self, changes: Mapping[str, Any]) -> None:
+        if self._loop.evicted:
+            return
         what = f"the context of run {self.run.id!r}"
         self._context.update(encode(dict(changes), what=what, limit=self._limit))
         self.context_changed = True
@@ -448,6 +456,6 @@ class Execution(BodyRuntime):
     def patched(self, patch_id: str) -> bool:
         if patch_id not in self._patches:
             self._patches[patch_id] = not self._replaying
-            if not self._replaying:
+            if not self.replaying:
                 self.new_patches.append(patch_id)
         return self._patches[patch_id]
