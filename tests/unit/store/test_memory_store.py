@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,7 @@ from streamline.store.memory_data import MemoryData
 from tests.conformance.samples import commit_of, held_run, load, new_claim, new_run
 
 
-async def is_stuck(operation: asyncio.Future[object]) -> bool:
+async def is_stuck(operation: asyncio.Future[Any]) -> bool:
     done, _ = await asyncio.wait([operation], timeout=0.01)
     operation.cancel()
     return not done
