@@ -65,7 +65,7 @@ class Control(RunControl):
         return WorkflowRun.from_run(await self._load(run_id))
 
     async def get_status(self, run_id: str) -> Status:
-        return (await self._load(run_id)).status
+        return (await self._load(run_id, journal=False)).status
 
     async def wait_run(self, run_id: str, timeout: float | None) -> WorkflowRun:
         await self._ended(run_id, timeout)
@@ -97,11 +97,15 @@ class Control(RunControl):
         return decode(run.output, returns, what=f"the output of run {run.id!r}")
 
     async def _ended(self, run_id: str, timeout: float | None) -> Run:
-        run = await self._load(run_id)
-        return run if run.status.ended else await self._waiters.ended(run_id, timeout)
+        held = self._worker.holds(run_id)
+        if not held:
+            run = await self._load(run_id, journal=False)
+            if run.status.ended:
+                return run
+        return await self._waiters.ended(run_id, timeout, told=held)
 
-    async def _load(self, run_id: str) -> Run:
-        run = await self._store.load_run(run_id)
+    async def _load(self, run_id: str, *, journal: bool = True) -> Run:
+        run = await self._store.load_run(run_id, journal=journal)
         if run is None:
             raise _not_found(run_id)
         return run
@@ -113,7 +117,7 @@ class Control(RunControl):
     ) -> None:
         check_name(channel, what="a channel")
         encoded = self._encoded(payload, f"the message to {channel!r} of run {run_id!r}")
-        run = await self._load(run_id)
+        run = await self._load(run_id, journal=False)
         slots = [s for s in run.awaiting if s.kind is SlotKind.RECEIVE and s.name == channel]
         if slots:
             _check_type(encoded, slots[0], run_id)
@@ -134,7 +138,7 @@ class Control(RunControl):
     async def resume_run(self, run_id: str, payload: Any, name: str | None) -> None:
         encoded = self._encoded(payload, f"the payload for run {run_id!r}")
         while True:
-            slot = _open_wait(await self._load(run_id), name)
+            slot = _open_wait(await self._load(run_id, journal=False), name)
             _check_type(encoded, slot, run_id)
             message = self._message(MessageKind.RESUME, slot.id, encoded, None)
             result = await self._post(run_id, message, slot=slot.id)
@@ -214,6 +218,8 @@ class Control(RunControl):
         )
 
     async def execute_run(self, run_id: str) -> Status:
+        # Before the claim: a run whose code isn't known here is left for others.
+        self._registry.find_code((await self._load(run_id, journal=False)).code)
         claimed = await self._store.claim_run(self._worker.scheduler.new_claim(), run_id)
         if claimed is None:
             return await self.get_status(run_id)

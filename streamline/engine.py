@@ -258,6 +258,13 @@ class Streamline(Engine):
     # -- use --------------------------------------------------------------------------------------
 
     @property
+    def store(self) -> RunStore:
+        """Where the runs are; for tools. Raises `InvalidState` if the engine isn't started."""
+        if self._store is None or self._control is None:
+            raise InvalidState("this engine is not started: it has no store yet")
+        return self._store
+
+    @property
     def control(self) -> Control:
         if self._control is None:
             raise InvalidState(

@@ -15,7 +15,7 @@ from streamline.durations import to_seconds, to_timedelta
 from streamline.errors import RunConflict, ValidationError
 from streamline.handles import StartOptions
 from streamline.ids import new_id
-from streamline.model import Run, Status
+from streamline.model import Claim, Run, Status
 from streamline.store import RunStore
 from streamline.worker import Worker
 
@@ -51,13 +51,24 @@ class Launcher:
             PayloadTooLarge: The arguments are too large.
             RunConflict: The id belongs to a run of another workflow or input.
         """
-        run = self._claimed(flow, self._build(flow, args, kwargs, options))
+        run = self._build(flow, args, kwargs, options)
+        worker = self._worker
+        if worker is None or run.status is not Status.QUEUED or not worker.reserve(flow):
+            await self._create(run, options)
+            return run.id
+        try:
+            await self._create(_claimed(run, worker.scheduler.new_claim()), options)
+        finally:
+            worker.free_place()
+        return run.id
+
+    async def _create(self, run: Run, options: StartOptions) -> None:
         stored, created = await self._store.create_run(run)
-        if created:
+        # Two creations in one millisecond look like one that was tried again.
+        if created and stored.workflow == run.workflow:
             self._hand_over(run)
         else:
             await self._resolve(run, stored, options)
-        return run.id
 
     # -- building ---------------------------------------------------------------------------------
 
@@ -96,22 +107,6 @@ class Launcher:
         encoded: dict[str, Any] = encode(dict(given or {}), what=what, limit=self._payload_limit)
         return encoded
 
-    def _claimed(self, flow: Workflow[..., Any], run: Run) -> Run:
-        """Claim a new run for the local worker in the same write, if it can begin at once."""
-        worker = self._worker
-        if worker is None or run.status is not Status.QUEUED or not worker.takes(flow):
-            return run
-        claim = worker.scheduler.new_claim()
-        return msgspec.structs.replace(
-            run,
-            status=Status.RUNNING,
-            worker=claim.worker,
-            claim=claim.id,
-            fence=run.fence + 1,
-            started_at=run.created_at,
-            due_at=run.created_at + timedelta(seconds=claim.lease),
-        )
-
     def _hand_over(self, run: Run) -> None:
         if self._worker is None:
             return
@@ -147,6 +142,19 @@ class Launcher:
             stored, created = await self._store.create_run(run)
             if created:
                 return self._hand_over(run)
+
+
+def _claimed(run: Run, claim: Claim) -> Run:
+    """Return a new run claimed from the start: the claim goes with the write that creates it."""
+    return msgspec.structs.replace(
+        run,
+        status=Status.RUNNING,
+        worker=claim.worker,
+        claim=claim.id,
+        fence=run.fence + 1,
+        started_at=run.created_at,
+        due_at=run.created_at + timedelta(seconds=claim.lease),
+    )
 
 
 def _check_input(run: Run, stored: Run) -> None:

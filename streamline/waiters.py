@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 
-from streamline.errors import StreamlineError
+from streamline.errors import InvalidState
 from streamline.model import Run
 from streamline.store import RunStore
 
@@ -45,16 +45,21 @@ class Waiters:
         """How many runs are waited for."""
         return len(self._futures)
 
-    async def ended(self, run_id: str, timeout: float | None) -> Run:
+    async def ended(self, run_id: str, timeout: float | None, *, told: bool = False) -> Run:
         """Return a run, without its journal, once it has ended.
+
+        Args:
+            told: The end will be told by this process's worker: don't look at once.
 
         Raises:
             TimeoutError: It has not within `timeout` seconds.
+            InvalidState: The engine was stopped meanwhile.
         """
         future: asyncio.Future[Run] = asyncio.get_running_loop().create_future()
         self._futures.setdefault(run_id, []).append(future)
         self._ensure_task()
-        self.suspect(run_id)
+        if not told:
+            self.suspect(run_id)
         try:
             async with asyncio.timeout(timeout):
                 return await future
@@ -78,13 +83,14 @@ class Waiters:
         return await self._look_up(list(self._futures))
 
     def close(self) -> None:
-        """Stop looking; whoever still waits is cancelled."""
+        """Stop looking; whoever still waits gets `InvalidState`."""
         if self._task is not None:
             self._task.cancel()
             self._task = None
-        for futures in self._futures.values():
+        for run_id, futures in self._futures.items():
             for future in futures:
-                future.cancel()
+                if not future.done():
+                    future.set_exception(_stopped(run_id))
 
     def _forget(self, run_id: str, future: asyncio.Future[Run]) -> None:
         futures = self._futures.get(run_id, [])
@@ -109,7 +115,7 @@ class Waiters:
             try:
                 for start in range(0, len(suspects), BATCH):
                     found += await self._look_up(suspects[start : start + BATCH])
-            except StreamlineError as error:
+            except Exception as error:
                 _log.warning("can't look whether %d runs have ended: %s", len(suspects), error)
             idle = 0 if found else idle + 1
             await self._sleep(idle)
@@ -130,3 +136,10 @@ class Waiters:
                 await self._wake.wait()
         except TimeoutError:
             return
+
+
+def _stopped(run_id: str) -> InvalidState:
+    return InvalidState(
+        f"the engine was stopped while run {run_id!r} was waited for; the run goes on elsewhere",
+        run_id=run_id,
+    )

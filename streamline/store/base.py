@@ -84,8 +84,8 @@ class RunStore(ABC):
     # -- reading ----------------------------------------------------------------------------------
 
     @abstractmethod
-    async def load_run(self, run_id: str) -> Run | None:
-        """Return a run with the part of its journal that is in the document.
+    async def load_run(self, run_id: str, *, journal: bool = True) -> Run | None:
+        """Return a run: with the part of its journal that is in the document, or without it.
 
         Raises:
             DataCorruption: The document can't be read as a run.

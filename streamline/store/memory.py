@@ -111,10 +111,11 @@ class MemoryStore(RunStore):
 
     # -- reading ----------------------------------------------------------------------------------
 
-    async def load_run(self, run_id: str) -> Run | None:
+    async def load_run(self, run_id: str, *, journal: bool = True) -> Run | None:
         await self._alive()
         with self.data.lock:
-            return self._load(run_id)
+            run = self._load(run_id)
+            return run if run is None or journal else _change(run, journal=[])
 
     async def load_archive(self, run_id: str, until: int) -> list[Entry]:
         await self._alive()

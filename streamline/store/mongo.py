@@ -119,8 +119,8 @@ class MongoStore(RunStore):
 
     # -- reading ----------------------------------------------------------------------------------
 
-    async def load_run(self, run_id: str) -> Run | None:
-        return await self._load(run_id)
+    async def load_run(self, run_id: str, *, journal: bool = True) -> Run | None:
+        return await self._load(run_id, None if journal else _WITHOUT_JOURNAL)
 
     async def load_archive(self, run_id: str, until: int) -> list[Entry]:
         return await self._archive.load(run_id, until)

@@ -99,6 +99,11 @@ class RunDriver:
         self._wake.set()
 
     @property
+    def hinted(self) -> bool:
+        """Whether a hint came in that has not been followed."""
+        return self._stale_inbox
+
+    @property
     def inbox_seq(self) -> int:
         """How many messages are known to have come in."""
         return self.run.inbox_seq if self._session is None else self._session.inbox.seq
@@ -142,6 +147,7 @@ class RunDriver:
         self._session.reclaim(run)
         self.run = self._session.run
         self._lost = False
+        self._stale_inbox = False  # the claim brought the inbox as it is
         return True
 
     # -- driving ----------------------------------------------------------------------------------

@@ -28,6 +28,8 @@ MAX_POLL = timedelta(seconds=1)
 WATCHED_POLL = timedelta(seconds=5)
 CLAIM_GRACE = 5.0
 """Seconds that a claim in flight gets when the worker stops."""
+MAX_NAMED = 8
+"""Up to so many runs that are known by id are claimed one by one; more are looked for together."""
 LOOK_ROUND = 1.0
 """Seconds between looks at which workers of this host have died."""
 
@@ -64,6 +66,8 @@ class Scheduler:
         self._adopt = adopt
         self._polls = polls
         self._wake = asyncio.Event()
+        self._named: dict[str, None] = {}
+        self._sweep = True
         self._waiting = False
         self._full = False
         self._idle_polls = 0
@@ -88,17 +92,22 @@ class Scheduler:
         now = self._services.clock.now()
         if due is None or due <= now:
             self._idle_polls = 0
-            self._wake.set()
+            self._ring()
         elif self._due is None or due < self._due:
             self._due = due
             if self._waiting and not self._full:
                 self._set_alarm(due)
 
+    def notice_run(self, run_id: str) -> None:
+        """Take a hint that this run is due now."""
+        self._named[run_id] = None
+        self._wake.set()
+
     def notice_room(self) -> None:
         """Take in that the worker has room again."""
         # Without room no alarm was set, so what falls due later would not wake us either.
         if self._full:
-            self._wake.set()
+            self._ring()
 
     def new_claim(self) -> Claim:
         """Return a claim with an id of its own."""
@@ -149,7 +158,12 @@ class Scheduler:
             raise
 
     async def _claim(self) -> int:
-        """Claim until nothing more is due or there is no room; returns how many."""
+        """Claim what is named, or all that is due, as far as there is room; returns how many."""
+        named, self._named = list(self._named), {}
+        sweep = self._sweep or len(named) > MAX_NAMED or len(named) > self._room()
+        if not sweep:
+            return await self._claim_named(named)
+        self._sweep = False
         total = 0
         codes = self._services.registry.codes()
         while (room := self._room()) > 0 and codes:
@@ -161,7 +175,24 @@ class Scheduler:
             if len(runs) < room:
                 break
         self._due = await self._services.store.next_due(codes) if codes else None
+        now = self._services.clock.now()
+        if not total and self._due is not None and self._due <= now:
+            # What is due but could not be had is being claimed by another: don't ask at once again.
+            self._due = now + MIN_POLL
         return total
+
+    async def _claim_named(self, named: list[str]) -> int:
+        claims = (self._services.store.claim_run(self.new_claim(), run_id) for run_id in named)
+        runs = [run for run in await asyncio.gather(*claims) if run is not None]
+        self._succeeded()
+        for run in runs:
+            self._adopt(run)
+        return len(runs)
+
+    def _ring(self) -> None:
+        """Look for all that is due at the next turn."""
+        self._sweep = True
+        self._wake.set()
 
     def _succeeded(self) -> None:
         self.last_poll = self._services.clock.now()
@@ -177,17 +208,14 @@ class Scheduler:
         await asyncio.sleep(self.breaker.delay())
 
     async def _sleep(self) -> None:
-        now = self._services.clock.now()
-        # What is due but could not be had is being claimed by another: don't ask in a tight loop.
-        due = self._due if self._due is None else max(self._due, now + MIN_POLL)
         self._full = self._room() <= 0
         if self._full:
             self._cancel_alarm()  # whoever makes room wakes us
         elif self._polls:
-            poll = now + self._poll_interval()
-            self._set_alarm(min(due or poll, poll))
-        elif due is not None:
-            self._set_alarm(due)
+            poll = self._services.clock.now() + self._poll_interval()
+            self._set_alarm(min(self._due or poll, poll))
+        elif self._due is not None:
+            self._set_alarm(self._due)
         self._waiting = True
         try:
             await self._wake.wait()
@@ -202,7 +230,7 @@ class Scheduler:
 
     def _set_alarm(self, at: datetime) -> None:
         self._cancel_alarm()
-        self._alarm = self._services.clock.call_at(at, self._wake.set)
+        self._alarm = self._services.clock.call_at(at, self._ring)
 
     def _cancel_alarm(self) -> None:
         if self._alarm is not None:

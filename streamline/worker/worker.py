@@ -166,7 +166,15 @@ class Worker:
             if notice.inbox_seq is not None:
                 self._hint(notice.run_id, notice.inbox_seq)
         elif notice.due_at is not None and notice.status is not Status.RUNNING:
-            self.scheduler.notice_due(notice.due_at)
+            if not self._background or notice.code not in (None, *self._codes()):
+                return
+            if notice.due_at <= self._services.clock.now():
+                self.scheduler.notice_run(notice.run_id)
+            else:
+                self.scheduler.notice_due(notice.due_at)
+
+    def _codes(self) -> list[str]:
+        return self._services.registry.codes()
 
     def reserve(self, flow: Workflow[..., Any]) -> bool:
         """Keep a place for a run of this workflow, if it can begin here at once.
@@ -208,6 +216,10 @@ class Worker:
         if held:
             until = self._services.clock.now() + timedelta(seconds=self._lease)
             self.renewed(held, self._services.store.renew(self.id, held, self._lease), until)
+
+    def holds(self, run_id: str) -> bool:
+        """Whether it drives this run at present."""
+        return run_id in self._drivers
 
     @property
     def claimed(self) -> int:
@@ -301,7 +313,10 @@ class Worker:
         self.scheduler.notice_room()
 
     def _park(self, driver: RunDriver) -> None:
-        if driver.due_at is not None:
+        if driver.hinted:
+            # A message came in while the park was on its way, and found the run still held here.
+            self.scheduler.notice_run(driver.id)
+        elif driver.due_at is not None:
             self.scheduler.notice_due(driver.due_at)
         self._parked[driver.id] = driver
         while len(self._parked) > self._cache_size:
