@@ -63,7 +63,13 @@ class RunDriver:
         self._stale_inbox = False
         self._news = News(services.events)
         self._heartbeats = Heartbeats(services, self._news)
-        self._board = StepBoard(services, workflow.step_defaults, self._wake.set, self._beat)
+        self._board = StepBoard(
+            services,
+            workflow.step_defaults,
+            self._wake.set,
+            self._beat,
+            may_start=lambda: not self._lease_is_over(),
+        )
         self._session: Session | None = None
 
     # -- from outside -----------------------------------------------------------------------------

@@ -123,6 +123,7 @@ class Scheduler:
                 claimed = await self._claim_whole()
             except Exception as error:
                 # Whatever it is: a scheduler that ended would leave every run where it is.
+                self._sweep = True  # what was to be claimed is forgotten: look for all that is due
                 await self._hold_back(error)
                 continue
             self._idle_polls = 0 if claimed else self._idle_polls + 1
@@ -184,7 +185,8 @@ class Scheduler:
     async def _claim_named(self, named: list[str]) -> int:
         claims = (self._services.store.claim_run(self.new_claim(), run_id) for run_id in named)
         runs = [run for run in await asyncio.gather(*claims) if run is not None]
-        self._succeeded()
+        if named:
+            self._succeeded()
         for run in runs:
             self._adopt(run)
         return len(runs)

@@ -52,7 +52,9 @@ class StepBoard:
     Args:
         services: The worker's.
         defaults: What the workflow says for its steps.
-        on_change: Called when a fact has come in, or a heartbeat.
+        on_change: Called when a fact has come in, or an attempt was called off.
+        on_heartbeat: Called with a step's id and the details.
+        may_start: Whether an attempt may start at this moment.
     """
 
     def __init__(
@@ -61,12 +63,14 @@ class StepBoard:
         defaults: StepDefaults,
         on_change: Callable[[], None],
         on_heartbeat: Callable[[str, Any], None],
+        may_start: Callable[[], bool] = lambda: True,
     ) -> None:
         self.facts: deque[Entry] = deque()
         self._services = services
         self._defaults = defaults
         self._on_change = on_change
         self._on_heartbeat = on_heartbeat
+        self._may_start = may_start
         self._states: dict[str, StepState] = {}
 
     # -- what is in hand --------------------------------------------------------------------------
@@ -183,11 +187,13 @@ class StepBoard:
         self._emit("step:started", execution, state)
 
     async def _attempt(self, state: StepState, attempt: StepAttempt) -> None:
-        result = await attempt.perform()
+        # Asked here and not only by the driver: the process may stand still before its next turn.
+        result = await attempt.perform() if self._may_start() else None
         if self._states.get(state.command.id) is state:
             state.task = None
             state.running = None
-            self._conclude(state, result)
+            if result is not None:
+                self._conclude(state, result)
             self._on_change()
 
     def _substituted(self, command: StepCommand) -> StepCommand:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -67,6 +67,7 @@ class Worker:
         self._keeper: LeaseKeeper | None = None
         self._background: list[asyncio.Task[None]] = []
         self._stopping = False
+        self._errands: set[asyncio.Task[None]] = set()
         self._reserved = 0
         self._none_reserved = asyncio.Event()
         self._none_reserved.set()
@@ -112,8 +113,9 @@ class Worker:
                 continue
             await _cancelled([task])
             driver.abandon()
-            await self._release(driver)
+            await self._release(driver.id, driver.fence)
         self._evict_all()
+        await asyncio.gather(*self._errands)
         if self._keeper is not None:
             await asyncio.to_thread(self._keeper.stop)
 
@@ -249,7 +251,9 @@ class Worker:
         try:
             driver = self._driver_for(run)
         except WorkflowNotFound as error:
-            _log.warning("claimed run %r in vain: %s", run.id, error)
+            # A message to a run that only others can drive made us claim it.
+            _log.info("run %r is handed back: %s", run.id, error)
+            self._spawn(self._release(run.id, run.fence))
             return
         self._drivers[run.id] = driver
         # Where leases are renewed by hand, whoever moves the clock sees to it.
@@ -265,8 +269,8 @@ class Worker:
                 self._announce(run)
                 return parked
             parked.evict()
-        self._announce(run)
         workflow = self._services.registry.find_code(run.code)
+        self._announce(run)
         return RunDriver(run, workflow, self._services, on_turn=self._turning)
 
     def _turning(self, run_id: str | None) -> None:
@@ -297,7 +301,7 @@ class Worker:
             return None
         if status is Status.RUNNING:
             driver.abandon()
-            await self._release(driver)
+            await self._release(driver.id, driver.fence)
         return status
 
     def _finished(self, driver: RunDriver, task: asyncio.Task[Status | None]) -> None:
@@ -329,11 +333,16 @@ class Worker:
 
     # -- handing back -----------------------------------------------------------------------------
 
-    async def _release(self, driver: RunDriver) -> None:
+    async def _release(self, run_id: str, fence: int) -> None:
         try:
-            await self._services.store.release(driver.id, driver.fence)
+            await self._services.store.release(run_id, fence)
         except ServerUnavailable as error:
-            _log.warning("can't hand back run %r; its lease will run out: %s", driver.id, error)
+            _log.warning("can't hand back run %r; its lease will run out: %s", run_id, error)
+
+    def _spawn(self, errand: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(errand)
+        self._errands.add(task)
+        task.add_done_callback(self._errands.discard)
 
     async def _give_up(self, driver: RunDriver, error: Exception) -> None:
         """Fail a run that the engine itself can't drive, so that it isn't tried for ever."""

@@ -60,7 +60,7 @@ async def test_workers_frozen_in_turn_under_load(site: Site, rng: random.Random)
         load = Load(site, engine, rng, size=20)
         async with load.running():
             workers = [await site.work(), await site.work()]
-            for turn in range(4):
+            for turn in range(3):
                 await load.reach(load.done + 3)
                 worker = workers[turn % 2]
                 worker.freeze()
