@@ -378,6 +378,8 @@ class Worker:
         self._emit("engine:error", run, error)
 
     def _emit(self, name: str, run: Run, error: Exception | None = None) -> None:
+        if not self._services.events.heard:
+            return
         self._services.events.emit(
             Event(
                 name=name,

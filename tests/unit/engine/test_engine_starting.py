@@ -369,14 +369,14 @@ async def test_a_worker_that_was_full_wakes_for_what_falls_due_later(world, slee
 async def test_a_claim_in_flight_when_the_worker_stops_is_handed_back(world, sleeper):
     """C6, behaviour 34: it would be nobody's until its lease ran out."""
     store = world.process.mortal_store
-    claim_due = store.claim_due
+    for verb in (store.claim_due, store.claim_run):
 
-    async def slow(*args):
-        claimed = await claim_due(*args)
-        await asyncio.sleep(0.02)
-        return claimed
+        async def slow(*args, verb=verb):
+            claimed = await verb(*args)
+            await asyncio.sleep(0.02)
+            return claimed
 
-    store.claim_due = slow
+        setattr(store, verb.__name__, slow)
     handle = await sleeper.start(1)
     await until_status(handle, Status.RUNNING)
     await world.process.stop("1s")
@@ -515,6 +515,25 @@ async def test_an_unknown_workflow_is_left_for_another_worker(world):
     assert await handle.status() is Status.QUEUED
     await world.another_worker(having)
     assert await handle.result(SECONDS) == 1
+
+
+async def test_a_message_from_a_worker_that_lacks_the_code_reaches_the_run(world):
+    """Behaviour 33: the sender's worker doesn't keep what it can't drive."""
+    having = Registry()
+
+    @workflow(name="elsewhere", registry=having)
+    async def elsewhere() -> int:
+        return await receive("more", type=int)
+
+    sender = Streamline(store=MemoryStore(world.clock, world._shared), registry=Registry())
+    await world.another_worker(having)
+    async with sender:
+        handle = await elsewhere.options(engine=world).start()
+        await until_status(handle, Status.WAITING)
+        await sender.handle(handle.id).send("more", 7)
+        await world.settle()
+        await until_status(handle, Status.DONE)
+    assert (await handle.get()).recoveries == 0
 
 
 async def test_a_worker_that_drains_while_another_starts_strands_nothing(world):
