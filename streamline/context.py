@@ -101,8 +101,12 @@ class StepRuntime(Runtime):
 
     step_id: str
     attempt: int
-    cancelled: Event
     last_heartbeat: Any
+
+    @property
+    @abstractmethod
+    def cancelled(self) -> Event:
+        """Set once the step is cancelled or its run is lost."""
 
     @abstractmethod
     def heartbeat(self, details: Any) -> None:

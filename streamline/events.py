@@ -83,6 +83,11 @@ class EventBus:
 
         return off
 
+    @property
+    def heard(self) -> bool:
+        """Whether anybody listens; where nobody does, no event needs to be made."""
+        return bool(self._listeners)
+
     def emit(self, event: Event) -> None:
         """Tell the listeners; async ones run in tasks of their own."""
         if not self._listeners:

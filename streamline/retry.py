@@ -52,13 +52,17 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     wait: timedelta | None = None
 
 
+_WANTED = Verdict(unwanted=False)
+_DEFAULT_RETRY = _retry_if_retryable()
+
+
 class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
     """What decides about another attempt; `stop`, `wait` and `retry` are tenacity's strategies."""
 
     attempts: int = 3
     stop: stop_base | None = None  # takes the place of `attempts`
     wait: wait_base = wait_jittered_exponential()
-    retry: retry_base = _retry_if_retryable()
+    retry: retry_base = _DEFAULT_RETRY
 
     def judge(
         self, *, attempt: int, elapsed: float, error: BaseException | None, result: Any = None
@@ -70,15 +74,17 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
             elapsed: Seconds since the first attempt began.
             error: What it raised; None if it returned `result`.
         """
+        if error is None and self.retry is _DEFAULT_RETRY:
+            return _WANTED
         if error is not None and getattr(error, "retryable", True) is False:
-            return Verdict(unwanted=False)
+            return _WANTED
         state = self._state(attempt, elapsed, error, result)
         if isinstance(error, RetryAfter):
             wait = error.delay
         elif self.retry(state):
             wait = timedelta(seconds=max(0.0, float(self.wait(state))))
         else:
-            return Verdict(unwanted=False)
+            return _WANTED
         state.upcoming_sleep = wait.total_seconds()
         return Verdict(unwanted=True, wait=None if self._stops(state) else wait)
 

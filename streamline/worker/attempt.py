@@ -59,7 +59,8 @@ class StepAttempt(StepRuntime):
         self.run = execution.run
         self.step_id = command.id
         self.attempt = attempt
-        self.cancelled = threading.Event()
+        self._cancelled = False
+        self._cancelled_event: threading.Event | None = None
         self.last_heartbeat = last_heartbeat
         self._execution = execution
         self._command = command
@@ -78,7 +79,7 @@ class StepAttempt(StepRuntime):
             returned = await self._call_in_time()
             value = self._encode(returned)
         except asyncio.CancelledError as error:
-            self.cancelled.set()
+            self.mark_cancelled()
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise
@@ -118,7 +119,7 @@ class StepAttempt(StepRuntime):
 
     async def _stop(self, task: asyncio.Task[Any], why: str) -> StepTimeout:
         """Cancel an attempt that is out of time; wait for its cleanup, but not for ever."""
-        self.cancelled.set()
+        self.mark_cancelled()
         task.cancel()
         await asyncio.wait({task}, timeout=CANCEL_GRACE)
         what = f"step {self.step_id!r} of run {self.run.id!r}, attempt {self.attempt}, {why}"
@@ -153,8 +154,23 @@ class StepAttempt(StepRuntime):
     def workflow_input(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return self._execution.workflow_input()
 
+    @property
+    def cancelled(self) -> threading.Event:
+        # Made when it is asked for: few steps do, and it is costly next to a short step.
+        if self._cancelled_event is None:
+            self._cancelled_event = threading.Event()
+            if self._cancelled:
+                self._cancelled_event.set()
+        return self._cancelled_event
+
+    def mark_cancelled(self) -> None:
+        """Let the step see that it is cancelled."""
+        self._cancelled = True
+        if self._cancelled_event is not None:
+            self._cancelled_event.set()
+
     def heartbeat(self, details: Any) -> None:
-        if self.cancelled.is_set():
+        if self._cancelled:
             raise InvalidState(
                 f"step {self.step_id!r} of run {self.run.id!r} was cancelled; stop it",
                 run_id=self.run.id,

@@ -27,6 +27,8 @@ class News:
 
     def of_entry(self, entry: Entry, run: Run) -> None:
         """Gather what an entry tells."""
+        if not self._events.heard:
+            return
         if entry.kind is EntryKind.STEP:
             name = "step:failed" if entry.error is not None else "step:completed"
         elif entry.kind is EntryKind.ATTEMPT:
@@ -38,7 +40,7 @@ class News:
     def of_commit(self, commit: Commit, run: Run, now: datetime) -> None:
         """Gather what a commit's status tells."""
         name = _OF_STATUS.get(commit.status)
-        if name is not None:
+        if name is not None and self._events.heard:
             error = None if commit.error is None else decode_exception(commit.error, run_id=run.id)
             data: Any = commit.output if commit.status is Status.DONE else None
             self._gathered.append(

@@ -116,7 +116,7 @@ class StepBoard:
         state = self._states.pop(step_id, None)
         if state is not None and state.task is not None:
             if state.running is not None:
-                state.running.cancelled.set()
+                state.running.mark_cancelled()
             state.task.cancel()
 
     def cancel_all(self) -> None:
@@ -258,6 +258,8 @@ class StepBoard:
         )
 
     def _emit(self, name: str, execution: Execution, state: StepState) -> None:
+        if not self._services.events.heard:
+            return
         self._services.events.emit(
             Event(
                 name=name,
