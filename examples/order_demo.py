@@ -9,6 +9,7 @@ import asyncio
 import os
 import sys
 import tempfile
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -32,9 +33,10 @@ ORDERS = [
 ]
 KILL_AFTER = [9, 20]
 """How many steps are recorded when a worker is killed."""
-PATIENCE = 45.0
-"""Seconds for everything."""
+PATIENCE = 90.0
+"""Seconds for everything; some fifteen are usual."""
 
+_began_at = time.monotonic()
 _COLOURED = sys.stdout.isatty() and "NO_COLOR" not in os.environ
 
 
@@ -44,6 +46,10 @@ def paint(text: str, colour: int) -> str:
 
 def headline(text: str, colour: int = 1) -> None:
     print(paint(text, colour), flush=True)
+
+
+def elapsed() -> str:
+    return f"{time.monotonic() - _began_at:5.1f} s"
 
 
 # -- the workers ----------------------------------------------------------------------------------
@@ -66,13 +72,13 @@ class WorkerProcess:
             address,
             stdout=asyncio.subprocess.PIPE,
         )
-        headline(f"worker {number} starts (pid {process.pid})")
+        headline(f"{elapsed()}  worker {number} starts (pid {process.pid})")
         return cls(number, process)
 
     async def _show(self) -> None:
         assert self.process.stdout is not None
         async for line in self.process.stdout:
-            said = f"  worker {self.number} | {line.decode().rstrip()}"
+            said = f"{elapsed()}  worker {self.number} | {line.decode().rstrip()}"
             print(paint(said, 31 + self.number), flush=True)
 
     async def kill(self) -> None:
@@ -163,6 +169,7 @@ def check_step(
 
 
 def show(found: Findings) -> None:
+    headline(f"{elapsed()}  all runs have ended")
     headline("\nrun    status  steps recorded  failed attempts  run again after a crash")
     for run, status, steps, failed, again in found.rows:
         print(f"{run:<6} {status:<7} {steps:>14}  {failed:>15}  {again:>23}")
@@ -199,7 +206,8 @@ async def answer(handles: list[RunHandle[str]], answered: set[str]) -> None:
         if waits and handle.id not in answered:
             answered.add(handle.id)
             await handle.resume(Approval(ok=True, by="Ada"))
-            headline(f"approved, and stored: {waits[0].reason} {waits[0].data}", 36)
+            question = f"{waits[0].reason} {waits[0].data}"
+            headline(f"{elapsed()}  approved, and stored: {question}", 36)
 
 
 async def demo(address: str, shop: Database) -> Findings:
@@ -215,16 +223,27 @@ async def demo(address: str, shop: Database) -> Findings:
                 await until_mid_step(shop, recorded)
                 await worker.kill()
                 kills[worker.process.pid] = datetime.now(UTC)
-                headline(f"worker {worker.number} killed with SIGKILL, in the middle of steps", 31)
+                headline(f"{elapsed()}  worker {worker.number} killed with SIGKILL", 31)
                 await answer(asking, answered)
                 worker = await WorkerProcess.start(worker.number + 1, address)
             while len(answered) < len(large):
                 await answer(asking, answered)
                 await asyncio.sleep(0.05)
-            runs = [await handle.wait() for handle in handles]
+            runs = await ended(handles)
         finally:
             await worker.kill()
     return await look(shop, runs, kills)
+
+
+async def ended(handles: list[RunHandle[str]]) -> list[WorkflowRun]:
+    """Wait for all runs; if one doesn't end, say where it stands."""
+    try:
+        return [await handle.wait() for handle in handles]
+    except asyncio.CancelledError:
+        for run in [await handle.get() for handle in handles]:
+            if not run.status.ended:
+                print(f"{run.id} is {run.status.value}, due at {run.due_at}, {run.attempts}")
+        raise
 
 
 @asynccontextmanager
