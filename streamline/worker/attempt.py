@@ -69,6 +69,7 @@ class StepAttempt(StepRuntime):
         self._limit = limit
         self._changes: dict[str, Any] = {}
         self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
         self._silence: asyncio.Timeout | None = None
 
     # -- running ----------------------------------------------------------------------------------
@@ -178,11 +179,22 @@ class StepAttempt(StepRuntime):
             )
         what = f"the heartbeat of step {self.step_id!r} of run {self.run.id!r}"
         encoded = encode(details, what=what, limit=self._limit)
-        # Steps in threads beat too; the event loop's thread does the rest.
-        self._loop.call_soon_threadsafe(self._beat, encoded)
+        if _in_loop(self._loop):
+            # At once: the attempt may end before the loop turns again.
+            self._beat(encoded)
+        else:
+            # A step in a thread; its end comes the same way, and later.
+            self._loop.call_soon_threadsafe(self._beat, encoded)
 
     def _beat(self, details: Any) -> None:
         limit = self._command.step.options.heartbeat_timeout
         if self._silence is not None and limit is not None and not self._silence.expired():
             self._silence.reschedule(self._loop.time() + limit.total_seconds())
         self._on_heartbeat(details)
+
+
+def _in_loop(loop: asyncio.AbstractEventLoop) -> bool:
+    try:
+        return asyncio.get_running_loop() is loop
+    except RuntimeError:
+        return False
