@@ -17,7 +17,7 @@ from pymongo import AsyncMongoClient
 from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import PyMongoError
 
-from streamline import InvalidState, ServerUnavailable, Streamline
+from streamline import InvalidState, RunFailed, ServerUnavailable, Streamline
 from streamline.handles import RunHandle
 from tests.acceptance.apps import flows
 from tests.acceptance.apps.worker import address_of
@@ -317,7 +317,12 @@ class Load:
             await asyncio.sleep(self._rng.uniform(0, 1))
             for _ in range(self._rng.choice([1, 1, 2])):  # a repeated id counts once
                 await persist(lambda mail=mail, index=index: _send(run, mail, index))
-        result = await persist(run.result)
+        try:
+            result = await persist(run.result)
+        except RunFailed as error:
+            found = await self._site.database.workflow_runs.find({"_id": run_id}).to_list()
+            ran = await self._site.database.effects.find({"run": run_id}).to_list()
+            raise AssertionError(f"{error}\n{describe(found)}\nexecutions: {ran}") from error
         wins = self._wins.pop(run_id)
         # None at all if the server died before it could say so.
         assert wins in ([], [result.approval]), f"{run_id}: {wins} won, {result} came of it"

@@ -35,11 +35,18 @@ async def test_a_worker_killed_twenty_times_loses_and_repeats_nothing(
             for _ in range(KILLS):
                 worker = await heir.go()
                 heir = await site.standby()
-                # It has got somewhere: a run that never gets anywhere counts as poison.
                 await site.until(
                     f"worker {worker.pid} works",
                     lambda pid=worker.pid: site.effects(pid=pid),
                     lambda count: count >= 10,
+                )
+                # A run that gets nowhere in six lives in a row counts as poison, rightly.
+                await site.until(
+                    "the runs get somewhere",
+                    lambda: site.database.workflow_runs.count_documents(
+                        {"status": "running", "recoveries": {"$gte": 4}}
+                    ),
+                    lambda count: count == 0,
                 )
                 await asyncio.sleep(rng.uniform(0.0, 0.9))
                 load.check()
