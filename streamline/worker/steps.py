@@ -17,7 +17,14 @@ import msgspec
 from streamline.clock import to_milliseconds
 from streamline.codec import encode_exception
 from streamline.definitions import StepDefaults
-from streamline.errors import ErrorCode, MaxRetriesExceeded, StepFailed, StepTimeout
+from streamline.errors import (
+    ErrorCode,
+    MaxRetriesExceeded,
+    PayloadTooLarge,
+    StepFailed,
+    StepTimeout,
+    ValidationError,
+)
 from streamline.events import Event
 from streamline.model import Attempt, Entry, EntryKind
 from streamline.replay import Execution, StepCommand
@@ -211,15 +218,15 @@ class StepBoard:
     def _conclude(self, state: StepState, result: AttemptResult) -> None:
         """Turn what an attempt ended with into a fact: a result, a failure, or another try."""
         now = self._services.clock.now()
-        first = state.first_started_at or now
-        verdict = state.policy.judge(
-            attempt=state.attempt,
-            elapsed=(now - first).total_seconds(),
-            error=result.error,
-            result=result.returned,
-        )
-        if verdict.wait is not None:
-            fact = self._retried(state, result, now, now + verdict.wait)
+        try:
+            verdict, retry_at = self._judge(state, result, now)
+        except Exception as mistake:
+            # A strategy is user code too; were this let out, the run would wait for ever.
+            mistake.__cause__ = mistake.__cause__ or result.error
+            result = AttemptResult(error=mistake)
+            verdict, retry_at = Verdict(unwanted=False), None
+        if retry_at is not None:
+            fact = self._retried(state, result, now, retry_at)
         elif result.error is None and not verdict.unwanted:
             fact = self._entry(
                 state, EntryKind.STEP, now, value=result.value, context=result.context
@@ -230,6 +237,19 @@ class StepBoard:
             failure = encode_exception(error, code=code, step=state.command.id)
             fact = self._entry(state, EntryKind.STEP, now, error=failure, context=result.context)
         self.facts.append(fact)
+
+    def _judge(
+        self, state: StepState, result: AttemptResult, now: datetime
+    ) -> tuple[Verdict, datetime | None]:
+        """Ask the policy; returns its verdict and when to try again, if at all."""
+        first = state.first_started_at or now
+        verdict = state.policy.judge(
+            attempt=state.attempt,
+            elapsed=(now - first).total_seconds(),
+            error=result.error,
+            result=result.returned,
+        )
+        return verdict, None if verdict.wait is None else to_milliseconds(now + verdict.wait)
 
     def _retried(
         self, state: StepState, result: AttemptResult, now: datetime, retry_at: datetime
@@ -243,7 +263,7 @@ class StepBoard:
             now,
             value=state.heartbeat,
             error=failure,
-            retry_at=to_milliseconds(retry_at),
+            retry_at=retry_at,
         )
 
     def _entry(self, state: StepState, kind: EntryKind, at: datetime, **fields: Any) -> Entry:
@@ -289,7 +309,9 @@ def _unwanted(state: StepState) -> MaxRetriesExceeded:
 
 
 def _code_of(error: BaseException) -> ErrorCode:
-    return ErrorCode.STEP_TIMEOUT if isinstance(error, StepTimeout) else ErrorCode.STEP_FAILED
+    # A result that can't be stored says so; whatever else a step raises is the step's failure.
+    telling = (StepTimeout, ValidationError, PayloadTooLarge)
+    return error.code if isinstance(error, telling) else ErrorCode.STEP_FAILED
 
 
 def _final_code(state: StepState, error: BaseException, verdict: Verdict) -> ErrorCode:

@@ -118,7 +118,6 @@ async def test_a_cancelled_body_may_clean_up_durably(world, gate):
     assert (run.status, run.error.code) == (Status.CANCELLED, "WORKFLOW_CANCELLED")
 
 
-@pytest.mark.xfail(reason="the outcome of a cancelled body drops the reason")
 async def test_the_reason_of_a_cancel_is_told(world):
     """C1: to the body, and to whoever asks for the result."""
     told = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from datetime import timedelta
 
 import pytest
 from engine_support import SECONDS, steps_of, until, until_status
@@ -486,8 +487,9 @@ async def test_a_long_step_is_never_taken_for_stale(world):
     handle = await flow.start()
     await until(lambda: started)
     other = await world.another_worker()
-    for _ in range(10):
-        await world.advance("30s")
+    for _ in range(20):
+        world._move_to(world.clock.now() + timedelta(seconds=30))
+        await asyncio.sleep(0.001)
     assert other.worker.claimed == 0
     go.set()
     assert await handle.result(SECONDS) == 1
