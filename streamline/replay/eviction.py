@@ -46,19 +46,29 @@ def close_tasks(
 
     The list is emptied, and nothing else may hold the tasks.
     """
-    with _silence():
-        refusing = []
-        while dropped:
-            task, context = dropped.pop(0)
-            coroutine = task.get_coro()
-            if coroutine is not None and not _close(loop, task, context, coroutine):
-                refusing.append(weakref.ref(coroutine))
-            del task, context, coroutine
-        # One that catches even GeneratorExit, for ever, is closed once more when it is freed, and
-        # Python complains. One that refers to itself, by a caught exception for example, is left
-        # to the collector: that is to find it now, while nobody listens.
-        if any(reference() is not None for reference in refusing):
-            gc.collect()
+    if dropped:
+        # What is freed on the way must find the runtime, too: a step that is called without one
+        # is the plain function, and would run.
+        with _silence():
+            dropped[0][1].copy().run(_close_all, loop, dropped)
+
+
+def _close_all(
+    loop: asyncio.AbstractEventLoop,
+    dropped: list[tuple[asyncio.Task[Any], contextvars.Context]],
+) -> None:
+    refusing = []
+    while dropped:
+        task, context = dropped.pop(0)
+        coroutine = task.get_coro()
+        if coroutine is not None and not _close(loop, task, context, coroutine):
+            refusing.append(weakref.ref(coroutine))
+        del task, context, coroutine
+    # One that catches even GeneratorExit, for ever, is closed once more when it is freed, and
+    # Python complains. One that refers to itself, by a caught exception for example, is left to
+    # the collector: that is to find it now, while nobody listens and nothing happens.
+    if any(reference() is not None for reference in refusing):
+        gc.collect()
 
 
 def _close(

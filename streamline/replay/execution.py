@@ -16,28 +16,25 @@ from asyncio import futures
 from collections.abc import Coroutine, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
-from typing import Any, NoReturn
+from typing import Any
 
 from streamline.clock import from_seconds
 from streamline.codec import Failure, decode, decode_exception, encode, type_reference
 from streamline.context import BodyRuntime, enter_runtime
 from streamline.definitions import Step, Workflow
-from streamline.errors import (
-    BodyNotPure,
-    NonDeterminism,
-    StepNotFound,
-    ValidationError,
-)
+from streamline.errors import StepNotFound, ValidationError
 from streamline.model import Entry, EntryKind, Run, Slot, SlotKind
 from streamline.replay.commands import (
-    KINDS,
     Command,
     SlotCommand,
     StepCommand,
     TimerCommand,
     detach,
 )
+from streamline.replay.deadline import Deadline
+from streamline.replay.divergence import answered, retyped
 from streamline.replay.eviction import Never
+from streamline.replay.forbidden import stuck_error
 from streamline.replay.loop import ReplayLoop
 from streamline.replay.outcome import Cancelled, Failed, Outcome, Returned
 
@@ -70,21 +67,22 @@ class Execution(BodyRuntime):
         self.issued: list[Command] = []
         self.withdrawn: list[str] = []
         self.new_patches: list[str] = []
-        self.context_changed = False
         self.position = 0
         self.cancels = 0
+        self.cancel_reason: str | None = None
         self.step_errors: list[tuple[BaseException, Failure]] = []
         self._limit = limit
         self._now = run.started_at or run.created_at
-        self._loop = ReplayLoop(run.id, self, self._now.timestamp())
+        self._loop = ReplayLoop(run.id, self, self._now.timestamp())  # type: ignore[abstract]
         self._counts: dict[str, int] = {}
         # By id(): a TimerHandle compares equal to another with the same time and callback.
         self._timers: dict[int, str] = {}
         self._outputs: dict[str, tuple[Any, Any]] = {}
-        self._context: dict[str, Any] = dict(run.context)
+        self._context: dict[str, Any] = copy.deepcopy(run.input.context)
         self._main: asyncio.Task[Any] | None = None
-        self._timed_out = False
-        self._deadline = ""
+        what = f"run {run.id!r} of {workflow!r}"
+        self._deadline = None if workflow.timeout is None else Deadline(workflow.timeout, what)
+        self._deadline_id = ""
         self._outcome: Outcome | None = None
         self._replaying = False
         self._rng: random.Random | None = None
@@ -129,11 +127,11 @@ class Execution(BodyRuntime):
         self._now = entry.at
         self._loop.advance(entry.at.timestamp())
         if entry.kind is EntryKind.ATTEMPT:
-            self._expect(entry, self.open.get(entry.id))
+            self._expect(entry)
         elif entry.kind is EntryKind.MESSAGE and entry.id == CANCEL:
             self._cancel(entry)
         elif entry.kind is not EntryKind.PATCH:
-            command = self._expect(entry, self.open.get(entry.id))
+            command = self._expect(entry)
             del self.open[entry.id]
             self._resolve(entry, command)
         self.position += 1
@@ -182,8 +180,8 @@ class Execution(BodyRuntime):
         if main is None or self._outcome is not None:
             return
         if not main.done():
-            if not self.open or self.open.keys() == {self._deadline}:
-                self._outcome = Failed(self._stuck(), stuck=True)
+            if not self.open or self.open.keys() == {self._deadline_id}:
+                self._outcome = Failed(stuck_error(self.run.id), stuck=True)
         elif main.cancelled():
             self._outcome = Cancelled()
         elif (error := main.exception()) is not None:
@@ -191,71 +189,24 @@ class Execution(BodyRuntime):
         else:
             self._outcome = Returned(main.result())
 
-    def _stuck(self) -> BodyNotPure:
-        return BodyNotPure(
-            f"Run {self.run.id!r}: the workflow body awaits something that nothing can resolve: "
-            "no step, timer or message is open. Await a @step, sleep(), wait() or receive() "
-            "instead, or do this in a @step.",
-            run_id=self.run.id,
-        )
-
     async def _body(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        body = self.workflow.fn(*args, **kwargs)
         try:
-            return await self._bounded(args, kwargs)
+            return await (body if self._deadline is None else self._deadline.bound(body))
         except Exception as error:
             if self.workflow.on_failure is None:
                 raise
             await self.workflow.on_failure(error)
             raise
 
-    async def _bounded(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        timeout = self.workflow.timeout
-        if timeout is None:
-            return await self.workflow.fn(*args, **kwargs)
-        deadline = self._loop.call_later(timeout.total_seconds(), self._time_out)
-        try:
-            return await self.workflow.fn(*args, **kwargs)
-        except asyncio.CancelledError:
-            if not self._timed_out:
-                raise
-            # As asyncio.timeout does: what `on_failure` awaits is not cancelled any more.
-            if self._main is not None:
-                self._main.uncancel()
-            raise TimeoutError(
-                f"run {self.run.id!r} took longer than the timeout of {self.workflow!r}: {timeout}"
-            ) from None
-        finally:
-            deadline.cancel()
-
-    def _time_out(self) -> None:
-        self._timed_out = True
-        if self._main is not None:
-            self._main.cancel()
-
     # -- entries ----------------------------------------------------------------------------------
 
-    def _expect(self, entry: Entry, command: Command | None) -> Command:
-        kind = EntryKind.STEP if entry.kind is EntryKind.ATTEMPT else entry.kind
+    def _expect(self, entry: Entry) -> Command:
+        command = self.open.get(entry.id)
+        asked: tuple[str, ...] = ()
         if command is None:
-            asked = ("the end of the run",) if self.outcome else tuple(self.open) or ("nothing",)
-            self._diverge(entry, asked, ", ".join(repr(name) for name in asked[:5]))
-        if KINDS[type(command)] is not kind:
-            other = KINDS[type(command)].value
-            self._diverge(entry, (command.id,), f"a {other} of that name")
-        return command
-
-    def _diverge(self, entry: Entry, asked: tuple[str, ...], code_asked: str) -> NoReturn:
-        python = f" (it began under Python {self.run.python})"
-        raise NonDeterminism(
-            f"Run {self.run.id!r} diverged at entry {self.position}: recorded {entry.kind.value} "
-            f"{entry.id!r}, the code asked for {code_asked}{python}. Restore the old order, or "
-            "guard the change with patched(); then unpause the run.",
-            run_id=self.run.id,
-            step=entry.id,
-            position=self.position,
-            recorded=entry.id,
-            asked=asked,
-        )
+            asked = ("the end of the run",) if self._outcome else tuple(self.open) or ("nothing",)
+        return answered(self.run, entry, self.position, command, asked)
 
     def _resolve(self, entry: Entry, command: Command) -> None:
         if entry.context:
@@ -281,14 +232,7 @@ class Execution(BodyRuntime):
         try:
             value = decode(entry.value, returns, what=what)
         except ValidationError as error:
-            raise NonDeterminism(
-                f"Run {self.run.id!r}, entry {self.position}: {error}. Restore the old type; "
-                "then unpause the run.",
-                run_id=self.run.id,
-                step=entry.id,
-                position=self.position,
-                recorded=entry.id,
-            ) from error
+            raise retyped(self.run, entry, self.position, error) from error
         self._outputs[entry.id] = (entry.value, returns)
         command.future.set_result(value)
 
@@ -301,6 +245,7 @@ class Execution(BodyRuntime):
 
     def _cancel(self, entry: Entry) -> None:
         self.cancels += 1
+        self.cancel_reason = entry.value
         if self._main is not None:
             self._main.cancel(entry.value)
             self._turn()
@@ -385,8 +330,8 @@ class Execution(BodyRuntime):
         id_ = self._next_id(self._timer_name(handle))
         # Upwards to the millisecond: a timer must never fire early.
         due = from_seconds(min(handle.when(), FOREVER) + 0.000999)
-        if handle._callback == self._time_out:  # type: ignore[attr-defined]
-            self._deadline = id_
+        if self._is_deadline(handle):
+            self._deadline_id = id_
         self._timers[id(handle)] = id_
         self._issue(TimerCommand(id=id_, due=due, handle=handle))
 
@@ -407,11 +352,15 @@ class Execution(BodyRuntime):
         _log.warning("run %r: %s", self.run.id, message, exc_info=error)
 
     def _timer_name(self, handle: asyncio.TimerHandle) -> str:
-        callback = handle._callback  # type: ignore[attr-defined]
-        if callback == self._time_out:
+        if self._is_deadline(handle):
             return DEADLINE
+        callback = handle._callback  # type: ignore[attr-defined]
         is_sleep = callback is futures._set_result_unless_cancelled  # type: ignore[attr-defined]
         return "sleep" if is_sleep else "timeout"
+
+    def _is_deadline(self, handle: asyncio.TimerHandle) -> bool:
+        callback = handle._callback  # type: ignore[attr-defined]
+        return self._deadline is not None and callback == self._deadline.pass_
 
     # -- what the body asks (BodyRuntime) ---------------------------------------------------------
 
@@ -428,7 +377,6 @@ class Execution(BodyRuntime):
             return
         what = f"the context of run {self.run.id!r}"
         self._context.update(encode(dict(changes), what=what, limit=self._limit))
-        self.context_changed = True
 
     def output_of(self, step_id: str) -> Any:
         if step_id not in self._outputs:

@@ -39,3 +39,13 @@ def io_error(run_id: str, name: str) -> BodyNotPure:
         "A body is replayed and must be pure: move this call into a @step.",
         run_id=run_id,
     )
+
+
+def stuck_error(run_id: str) -> BodyNotPure:
+    """Return the error for a body that stands where no entry can wake it."""
+    return BodyNotPure(
+        f"Run {run_id!r}: the workflow body awaits something that nothing can resolve: "
+        "no step, timer or message is open. Await a @step, sleep(), wait() or receive() "
+        "instead, or do this in a @step.",
+        run_id=run_id,
+    )

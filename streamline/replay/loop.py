@@ -10,14 +10,13 @@ closed by the loop that ran them; and no turn is interrupted by the garbage coll
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import contextvars
 import gc
 import sys
 import zlib
 from asyncio import events, tasks
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any, NoReturn, Protocol
 
 from streamline.replay import ordered
@@ -103,15 +102,18 @@ class ReplayLoop(asyncio.AbstractEventLoop):
         Raises:
             BaseException: A SystemExit or KeyboardInterrupt of the body, as asyncio lets it out.
         """
-        with self._entered():
+        restore = self._enter()
+        try:
             ready = self._ready
             while ready:
                 handle = ready.popleft()
                 if not handle.cancelled():
                     handle._run()
+        finally:
+            restore()
 
-    @contextlib.contextmanager
-    def _entered(self) -> Iterator[None]:
+    def _enter(self) -> Callable[[], None]:
+        """Make this the running loop of the thread; returns what puts everything back."""
         outer = events._get_running_loop()
         task = None if outer is None else asyncio.current_task(outer)
         hooks = sys.get_asyncgen_hooks()
@@ -125,9 +127,8 @@ class ReplayLoop(asyncio.AbstractEventLoop):
         # Without `firstiter` the outer loop would hear of the body's generators, and close them.
         sys.set_asyncgen_hooks(firstiter=None, finalizer=self._close_generator)
         self._turning = True
-        try:
-            yield
-        finally:
+
+        def restore() -> None:
             self._turning = False
             sys.set_asyncgen_hooks(*hooks)
             events._set_running_loop(outer)
@@ -136,6 +137,8 @@ class ReplayLoop(asyncio.AbstractEventLoop):
             if collecting:
                 gc.enable()
 
+        return restore
+
     def evict(self) -> None:
         """Drop the body where it stands: its `finally` blocks run, but can't ask for anything.
 
@@ -143,10 +146,15 @@ class ReplayLoop(asyncio.AbstractEventLoop):
         """
         self._owner = None
         self._ready.clear()
-        dropped = [(task, task.context) for task in self._tasks if not task.done()]
+        dropped: list[tuple[asyncio.Task[Any], contextvars.Context]] = [
+            (task, task.context) for task in self._tasks if not task.done()
+        ]
         self._tasks.clear()
-        with self._entered():
+        restore = self._enter()
+        try:
             close_tasks(self, dropped)
+        finally:
+            restore()
 
     @property
     def evicted(self) -> bool:
@@ -170,7 +178,7 @@ class ReplayLoop(asyncio.AbstractEventLoop):
     def is_closed(self) -> bool:
         return self.evicted
 
-    def call_soon(
+    def call_soon(  # type: ignore[override]  # callbacks of any arguments
         self, callback: _Callback, *args: Any, context: contextvars.Context | None = None
     ) -> asyncio.Handle:
         handle = asyncio.Handle(callback, args, self, context)
@@ -178,7 +186,7 @@ class ReplayLoop(asyncio.AbstractEventLoop):
             self._ready.append(handle)
         return handle
 
-    def call_later(
+    def call_later(  # type: ignore[override]
         self,
         delay: float,
         callback: _Callback,
@@ -187,7 +195,7 @@ class ReplayLoop(asyncio.AbstractEventLoop):
     ) -> asyncio.TimerHandle:
         return self.call_at(self.now + delay, callback, *args, context=context)
 
-    def call_at(
+    def call_at(  # type: ignore[override]
         self,
         when: float,
         callback: _Callback,
@@ -196,7 +204,7 @@ class ReplayLoop(asyncio.AbstractEventLoop):
     ) -> asyncio.TimerHandle:
         handle = asyncio.TimerHandle(when, callback, args, self, context)
         if self._owner is not None:
-            handle._scheduled = True  # else cancelling it would not be told to us
+            handle._scheduled = True  # type: ignore[attr-defined]  # else cancelling it would not be told to us
             self._owner.timer_armed(handle)
         return handle
 
@@ -212,13 +220,13 @@ class ReplayLoop(asyncio.AbstractEventLoop):
         """Make a timer's callback ready."""
         # Instants are whole milliseconds: `time()` must not be before the time that was waited for.
         self.advance(handle.when())
-        handle._scheduled = False
+        handle._scheduled = False  # type: ignore[attr-defined]
         self._ready.append(handle)
 
     def create_future(self) -> ReplayFuture:
         return ReplayFuture(loop=self)
 
-    def create_task(
+    def create_task(  # type: ignore[override]  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         coro: Coroutine[Any, Any, Any],
         *,

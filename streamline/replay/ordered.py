@@ -32,14 +32,15 @@ class OrderedLoop(Protocol):
 
 
 class ReplayFuture(asyncio.Future[Any]):
-    """A future that hashes by its creation order."""
+    """A future that hashes by the order in which futures and tasks are created or first hashed."""
 
-    def __init__(self, *, loop: Any) -> None:
-        self._order = loop.next_order()
-        super().__init__(loop=loop)
+    # Few futures are ever hashed, and the first time comes at the same point on every replay.
+    _order: int | None = None
 
     def __hash__(self) -> int:
-        return cast("int", self._order)
+        if self._order is None:
+            self._order = cast("OrderedLoop", self.get_loop()).next_order()
+        return self._order
 
     __eq__ = object.__eq__
 
@@ -123,6 +124,5 @@ def _ordered_all_tasks(loop: Any = None) -> set[asyncio.Task[Any]]:
 def install() -> None:
     """Put the ordered functions in place."""
     for module in (asyncio, tasks):
-        module.as_completed = _ordered_as_completed  # type: ignore[assignment]
-        module.all_tasks = _ordered_all_tasks
+        vars(module).update(as_completed=_ordered_as_completed, all_tasks=_ordered_all_tasks)
     tasks._GatheringFuture = _OrderedGathering  # type: ignore[attr-defined]

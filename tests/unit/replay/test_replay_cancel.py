@@ -51,7 +51,7 @@ def test_cleanup_is_durable_and_replays(after: int) -> None:
     assert isinstance(recording.outcome, Cancelled)
     assert recording.ids[-3:-1] == ["refund", f"sleep#{2 if after else 1}" if after else "sleep"]
     assert recording.ids[-1] == "refund#2"
-    assert recording.execution.cancels == 1
+    assert recording.execution.cancel_reason == "because"
 
 
 def test_a_cancel_before_the_first_step_ends_withdraws_it() -> None:
@@ -87,7 +87,6 @@ def test_a_second_cancel_interrupts_the_cleanup() -> None:
     again = Entry(id=CANCEL, kind=EntryKind.MESSAGE, at=recording.execution.now(), fence=1)
     recording.execution.apply(again)
     assert isinstance(recording.execution.outcome, Cancelled)
-    assert recording.execution.cancels == 2
 
 
 def test_a_cancel_before_the_body_began_is_harmless() -> None:
@@ -135,7 +134,7 @@ def test_a_body_that_cancels_itself_is_cancelled_without_a_cancel() -> None:
 
     recording = play(flow)
     assert isinstance(recording.outcome, Cancelled)
-    assert recording.execution.cancels == 0
+    assert recording.execution.cancel_reason is None
 
 
 def test_a_cancel_reaches_all_branches() -> None:

@@ -1,0 +1,48 @@
+"""`Deadline`: the timeout of a whole run, as `asyncio.timeout` does it for a block."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from datetime import timedelta
+from typing import Any
+
+
+class Deadline:
+    """Cancels the main task when the time is up, and makes a TimeoutError of that.
+
+    Args:
+        limit: How long the body may take in all.
+        what: The run and its workflow, for the error.
+    """
+
+    def __init__(self, limit: timedelta, what: str) -> None:
+        self._limit = limit
+        self._what = what
+        self._passed = False
+        self._task: asyncio.Task[Any] | None = None
+
+    async def bound(self, body: Coroutine[Any, Any, Any]) -> Any:
+        """Await the body; raises TimeoutError if it was still at it."""
+        self._task = asyncio.current_task()
+        loop = asyncio.get_running_loop()
+        handle = loop.call_later(self._limit.total_seconds(), self.pass_)
+        try:
+            return await body
+        except asyncio.CancelledError:
+            if not self._passed:
+                raise
+            # What `on_failure` awaits is not cancelled any more.
+            if self._task is not None:
+                self._task.uncancel()
+            raise TimeoutError(
+                f"{self._what} took longer than its timeout, {self._limit}"
+            ) from None
+        finally:
+            handle.cancel()
+
+    def pass_(self) -> None:
+        """Cancel the body."""
+        self._passed = True
+        if self._task is not None:
+            self._task.cancel()
