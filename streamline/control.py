@@ -21,6 +21,7 @@ from streamline.handles import RunControl, RunHandle, StartOptions
 from streamline.ids import check_name, new_id
 from streamline.launcher import Launcher
 from streamline.model import Message, MessageKind, Notice, PostResult, Run, Slot, SlotKind, Status
+from streamline.rewinder import Rewinder
 from streamline.store import RunStore
 from streamline.waiters import Waiters
 from streamline.worker import Worker
@@ -53,6 +54,7 @@ class Control(RunControl):
         self._launcher = launcher
         self._registry = registry
         self._payload_limit = payload_limit
+        self._rewinder = Rewinder(store)
 
     # -- starting and asking ----------------------------------------------------------------------
 
@@ -216,6 +218,15 @@ class Control(RunControl):
         raise InvalidState(
             f"run {run_id!r} is {run.status.value}, not paused; nothing to unpause", run_id=run_id
         )
+
+    async def rewind_run(self, run_id: str, step: Any) -> None:
+        step_id = step if isinstance(step, str) else step.name
+        await self._rewinder.rewind(await self._load(run_id), step_id)
+        self._tell_worker(run_id)
+
+    async def retry_run(self, run_id: str) -> None:
+        await self._rewinder.retry(await self._load(run_id))
+        self._tell_worker(run_id)
 
     async def execute_run(self, run_id: str) -> Status:
         # Before the claim: a run whose code isn't known here is left for others.

@@ -31,10 +31,11 @@ class _Part(BaseModel):
 
 
 class RunInput(_Part):
-    """The encoded arguments of a run."""
+    """The encoded arguments of a run, and the context that it began with."""
 
     args: list[Any] = []
     kwargs: dict[str, Any] = {}
+    context: dict[str, Any] = {}
 
 
 class RunFailure(_Part):

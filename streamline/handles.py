@@ -10,6 +10,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 import msgspec
 
+from streamline.context import NamedStep
 from streamline.documents import WorkflowRun
 from streamline.durations import Duration, to_seconds
 from streamline.errors import InvalidState
@@ -88,6 +89,14 @@ class RunControl(ABC):
     @abstractmethod
     async def unpause_run(self, run_id: str) -> None:
         """Let a paused run go on."""
+
+    @abstractmethod
+    async def rewind_run(self, run_id: str, step: Any) -> None:
+        """Let an ended run go on from before a step."""
+
+    @abstractmethod
+    async def retry_run(self, run_id: str) -> None:
+        """Let a failed run go on from before what it failed with."""
 
     @abstractmethod
     async def execute_run(self, run_id: str) -> Status:
@@ -185,6 +194,31 @@ class RunHandle(Generic[R_co]):
             InvalidState: It is not paused.
         """
         await self._control.unpause_run(self.id)
+
+    async def rewind(self, step: NamedStep | str) -> None:
+        """Let a run that is done or has failed go on from before a step, which runs again.
+
+        What the journal holds from that step's first entry on is dropped; messages that were taken
+        there are not taken again.
+
+        Args:
+            step: The step's definition, for its first call, or an id such as `"charge#2"`.
+
+        Raises:
+            StepNotFound: The run has no record of that step.
+            InvalidState: The run was cancelled, or has not ended.
+        """
+        await self._control.rewind_run(self.id, step)
+
+    async def retry(self) -> None:
+        """Let a failed run go on from before the last failure of a step; all else is kept.
+
+        A run that failed in its body, not in a step, goes on from its last recorded entry.
+
+        Raises:
+            InvalidState: The run has not failed.
+        """
+        await self._control.retry_run(self.id)
 
     async def execute(self) -> Status:
         """Drive the run in this process until it is done, failed or parked; needs no worker.

@@ -84,18 +84,20 @@ class Launcher:
         due_at = _due_at(options, now)
         retention = options.expire_after if options.expire_after is not None else flow.retention
         what = f"the arguments of run {run_id!r} of workflow {flow.name!r}"
+        given = flow.signature.encode_input(args, kwargs, what=what, limit=self._payload_limit)
+        context = self._encoded(options.context, f"the context of run {run_id!r}")
         return Run(
             id=run_id,
             workflow=flow.name,
             version=flow.version,
             code=flow.code,
             status=Status.QUEUED if due_at <= now else Status.DRAFT,
-            input=flow.signature.encode_input(args, kwargs, what=what, limit=self._payload_limit),
+            input=msgspec.structs.replace(given, context=context),
             python=PYTHON,
             created_at=now,
             updated_at=now,
             due_at=due_at,
-            context=self._encoded(options.context, f"the context of run {run_id!r}"),
+            context=context,
             meta=self._encoded(options.meta, f"the meta of run {run_id!r}"),
             tags=list(options.tags or ()),
             tenant=options.tenant,
@@ -158,7 +160,7 @@ def _claimed(run: Run, claim: Claim) -> Run:
 
 
 def _check_input(run: Run, stored: Run) -> None:
-    if stored.input != run.input:
+    if (stored.input.args, stored.input.kwargs) != (run.input.args, run.input.kwargs):
         raise RunConflict(
             f"run {run.id!r} exists with another input; choose another id, or start it with the "
             "same arguments",

@@ -117,10 +117,14 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Input(msgspec.Struct, frozen=True, kw_only=True):
-    """The encoded arguments of a run."""
+    """What a run began with: its encoded arguments, and its own state.
+
+    The context in here never changes, unlike the run's: each replay begins with it.
+    """
 
     args: list[Any] = []
     kwargs: dict[str, Any] = {}
+    context: dict[str, Any] = {}
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

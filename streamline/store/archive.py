@@ -48,6 +48,8 @@ class Archive:
         parts = list(_parts_of(run_id, entries, base=base, fence=fence))
 
         async def write(again: bool) -> None:
+            if not parts:
+                return
             try:
                 # Inserts, not upserts: a late writer with fewer entries must not shorten a part.
                 await self._parts.bulk_write([InsertOne(part) for part in parts], ordered=False)
@@ -105,6 +107,14 @@ class Archive:
 
         await self._connection.persist(write)
 
+    async def keep(self, run_id: str) -> None:
+        """Take back `expire`: the run goes on."""
+
+        async def write(again: bool) -> None:
+            await self._parts.update_many({"run": run_id}, {"$unset": {"expire_at": ""}})
+
+        await self._connection.persist(write)
+
     async def remove(self, run_id: str, *, up_to_fence: int) -> None:
         """Delete the parts that claims up to this fence wrote."""
 
@@ -126,7 +136,8 @@ def _parts_of(
             yield _part(run_id, encoded[start:index], start=base + start, fence=fence)
             start, size = index, 0
         size += added
-    yield _part(run_id, encoded[start:], start=base + start, fence=fence)
+    if encoded[start:]:
+        yield _part(run_id, encoded[start:], start=base + start, fence=fence)
 
 
 def _part(run_id: str, entries: list[Document], *, start: int, fence: int) -> Document:

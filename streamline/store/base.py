@@ -221,6 +221,19 @@ class RunStore(ABC):
         case, and then `inbox_seq` is one more). Else False, and nothing changes.
         """
 
+    @abstractmethod
+    async def rewind_run(self, run: Run, kept: Sequence[Entry]) -> bool:
+        """Let a run that is done or has failed go on from an earlier point of its journal.
+
+        Args:
+            run: The run as it was read.
+            kept: The first entries of its whole journal; the rest is dropped.
+
+        Rules: only if it still has `run`'s `rev` and `fence`, and is done or failed. Then it is
+        queued and due now with the kept entries as its journal, `fence + 1`, `rev + 1`, and without
+        output, error, slots, attempts, recoveries and dates of end and expiry. Its inbox stays.
+        """
+
     # -- notices ----------------------------------------------------------------------------------
 
     @abstractmethod

@@ -44,6 +44,7 @@ from streamline.store.transitions import (
     committed,
     is_open,
     posted,
+    rewound,
     same_creation,
     unpaused,
 )
@@ -272,6 +273,18 @@ class MemoryStore(RunStore):
             if (after := unpaused(run, self.clock.now())) is None:
                 return False
             self._put(after)
+            return True
+
+    async def rewind_run(self, run: Run, kept: Sequence[Entry]) -> bool:
+        await self._alive()
+        with self.data.lock:
+            stored = self._load(run.id)
+            if stored is None or (stored.rev, stored.fence) != (run.rev, run.fence):
+                return False
+            if stored.status not in (Status.DONE, Status.FAILED):
+                return False
+            base = min(stored.journal_base, len(kept))
+            self._put(rewound(stored, [_copy(e) for e in kept[base:]], base, self.clock.now()))
             return True
 
     # -- notices ----------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from streamline.store.archive import Archive
 from streamline.store.base import Renewal, RunStore
 from streamline.store.claims import Claims
 from streamline.store.connection import Connection, Document
-from streamline.store.encoding import from_document, salvage, to_document
+from streamline.store.encoding import from_document, salvage, to_builtins, to_document
 from streamline.store.indexes import RUNS, ensure_indexes
 from streamline.store.messages import Messages
 from streamline.store.statements import (
@@ -209,6 +209,19 @@ class MongoStore(RunStore):
             updates.unpause_filter(run_id), updates.unpause_update(), done=unpaused
         )
 
+    async def rewind_run(self, run: Run, kept: Sequence[Entry]) -> bool:
+        base = min(run.journal_base, len(kept))
+        if run.journal_base:
+            # Under the new fence and before the update: these parts win over the longer old ones.
+            await self._archive.store(run.id, kept[:base], base=0, fence=run.fence + 1)
+            await self._archive.keep(run.id)
+        journal = to_builtins(kept[base:])
+        return await self._update(
+            updates.rewind_filter(run.id, rev=run.rev, fence=run.fence),
+            updates.rewind_update(journal, base, self.clock.now()),
+            done={"_id": run.id, "rev": run.rev + 1, "fence": run.fence + 1},
+        )
+
     # -- notices ----------------------------------------------------------------------------------
 
     def watch(self) -> AsyncIterator[Notice]:
@@ -237,7 +250,7 @@ class MongoStore(RunStore):
             return salvage(document, error, self.clock.now())
 
     async def _update(
-        self, fits: Document, update: updates.Pipeline, *, done: Document | None = None
+        self, fits: Document, update: updates.Pipeline | Document, *, done: Document | None = None
     ) -> bool:
         """Update one run if it fits.
 

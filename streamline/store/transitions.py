@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from streamline.codec import Failure
-from streamline.model import Claim, Commit, Message, MessageKind, Run, Slot, Status
+from streamline.model import Claim, Commit, Entry, Message, MessageKind, Run, Slot, Status
 
 _change = msgspec.structs.replace
 
@@ -124,6 +124,27 @@ def cancelled(run: Run, error: Failure, now: datetime, *, fence: int) -> Run:
         due_at=None,
         worker=None,
         claim=None,
+        awaiting=[],
+        attempts=[],
+    )
+
+
+def rewound(run: Run, journal: list[Entry], base: int, now: datetime) -> Run:
+    """Return an ended run queued again, with the first part of its journal."""
+    return _change(
+        run,
+        status=Status.QUEUED,
+        journal=journal,
+        journal_base=base,
+        rev=run.rev + 1,
+        fence=run.fence + 1,
+        recoveries=0,
+        due_at=now,
+        updated_at=now,
+        output=None,
+        error=None,
+        ended_at=None,
+        expire_at=None,
         awaiting=[],
         attempts=[],
     )

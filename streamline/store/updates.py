@@ -233,6 +233,29 @@ def end_update(error: Failure, *, fence: int) -> Pipeline:
     return [{"$set": fields}, {"$unset": ["due_at", "worker", "claim", "awaiting", "attempts"]}]
 
 
+def rewind_filter(run_id: str, *, rev: int, fence: int) -> Document:
+    """Match a run that can be rewound and that nobody changed."""
+    can_be = {"$in": [Status.DONE.value, Status.FAILED.value]}
+    return {"_id": run_id, "rev": rev, "fence": fence, "status": can_be}
+
+
+def rewind_update(journal: object, base: int, now: object) -> Document:
+    """Queue an ended run again, with the first part of its journal."""
+    gone = ("output", "error", "ended_at", "expire_at", "awaiting", "attempts", "worker", "claim")
+    return {
+        "$set": {
+            "status": Status.QUEUED.value,
+            "journal": journal,
+            "journal_base": base,
+            "recoveries": 0,
+            "due_at": now,
+        },
+        "$unset": dict.fromkeys(gone, ""),
+        "$inc": {"rev": 1, "fence": 1},
+        "$currentDate": {"updated_at": True},
+    }
+
+
 def unpause_filter(run_id: str) -> Document:
     """Match a run that is paused or will be."""
     return {

@@ -69,7 +69,6 @@ class StepAttempt(StepRuntime):
         self._limit = limit
         self._changes: dict[str, Any] = {}
         self._loop = asyncio.get_running_loop()
-        self._thread = threading.get_ident()
         self._silence: asyncio.Timeout | None = None
 
     # -- running ----------------------------------------------------------------------------------

@@ -358,7 +358,6 @@ class RunDriver:
     def _landed(self, session: Session, commit: Commit) -> None:
         session.tail.landed(len(commit.archive))
         session.inbox.taken.clear()
-        session.body.context_changed = False
         if commit.awaiting is not None:
             session.awaiting = commit.awaiting
         self._note(commit)

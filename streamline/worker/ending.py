@@ -34,7 +34,7 @@ def settle(execution: Execution, run: Run, workflow: Workflow[..., Any], limit: 
     """Return how a run ends whose body has an outcome."""
     outcome = execution.outcome
     if isinstance(outcome, Cancelled):
-        return cancelled(run)
+        return cancelled(run, execution.cancel_reason)
     if isinstance(outcome, Returned):
         what = f"the result of run {run.id!r} of workflow {workflow.name!r}"
         try:

@@ -246,4 +246,4 @@ class Session:
     @property
     def context_changed(self) -> bool:
         """Whether the run's own state differs from what is stored."""
-        return self.body.context_changed or any(entry.context for entry in self.tail.pending)
+        return self.body.context != self.run.context

@@ -1,0 +1,70 @@
+"""`Rewinder`: lets ended runs go on from an earlier point of their journals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from streamline.errors import InvalidState, StepNotFound
+from streamline.model import Entry, EntryKind, Run, Status
+from streamline.store import RunStore
+
+_STEP = EntryKind.STEP
+
+
+class Rewinder:
+    """Cuts journals.
+
+    Args:
+        store: Where the runs are.
+    """
+
+    def __init__(self, store: RunStore) -> None:
+        self._store = store
+
+    async def rewind(self, run: Run, step_id: str) -> None:
+        """Let a run go on from before a step's first entry; raises what `RunHandle.rewind` does."""
+        if run.status not in (Status.DONE, Status.FAILED):
+            raise InvalidState(
+                f"run {run.id!r} is {run.status.value}; only a run that is done or has failed can "
+                "be rewound",
+                run_id=run.id,
+            )
+        journal = await self._journal(run)
+        first = next((i for i, e in enumerate(journal) if _is_step(e, step_id)), None)
+        if first is None:
+            recorded = dict.fromkeys(e.id for e in journal if e.kind is EntryKind.STEP)
+            raise StepNotFound(
+                f"run {run.id!r} has no record of step {step_id!r}; it has "
+                f"{', '.join(map(repr, recorded)) or 'none'}",
+                run_id=run.id,
+                step=step_id,
+            )
+        await self._cut(run, journal[:first])
+
+    async def retry(self, run: Run) -> None:
+        """Let a failed run go on from before its failure; raises what `RunHandle.retry` does."""
+        if run.status is not Status.FAILED:
+            raise InvalidState(
+                f"run {run.id!r} is {run.status.value}, not failed; there is nothing to retry",
+                run_id=run.id,
+            )
+        journal = await self._journal(run)
+        step_id = run.error.step if run.error is not None else None
+        ends = (i for i, e in enumerate(journal) if _is_step(e, step_id) and e.kind is _STEP)
+        kept = journal[: next(ends, len(journal))]
+        # Attempts resolve nothing: those of the failed step can go from among the rest.
+        await self._cut(run, [entry for entry in kept if not _is_step(entry, step_id)])
+
+    async def _journal(self, run: Run) -> list[Entry]:
+        return [*await self._store.load_archive(run.id, run.journal_base), *run.journal]
+
+    async def _cut(self, run: Run, kept: Sequence[Entry]) -> None:
+        if not await self._store.rewind_run(run, kept):
+            raise InvalidState(
+                f"run {run.id!r} was changed by somebody else meanwhile; look at it again",
+                run_id=run.id,
+            )
+
+
+def _is_step(entry: Entry, step_id: str | None) -> bool:
+    return entry.kind in (_STEP, EntryKind.ATTEMPT) and entry.id == step_id
