@@ -278,6 +278,13 @@ def _replayed(run: Run, flow: Any, journal: list[Entry]) -> tuple[Execution, lis
     return execution, turns
 
 
+def whole_commits(journal: list[Entry], upto: int) -> int:
+    """Return a place to cut a journal: a patch is in one commit with the entry that led to it."""
+    while upto < len(journal) and journal[upto].kind is EntryKind.PATCH:
+        upto += 1
+    return upto
+
+
 def replay(recording: Recording, flow: Any = None, upto: int | None = None) -> Recording:
     """Replay a recording (or the beginning of it) with a fresh body, perhaps of other code."""
     flow = recording.workflow if flow is None else flow
