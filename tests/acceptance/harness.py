@@ -207,8 +207,8 @@ class Site:
         found: Any = None
         try:
             async with asyncio.timeout(within):
-                while not accept(found := await read()):
-                    await asyncio.sleep(0.01)  # noqa: ASYNC110 - it is another process's doing
+                while not accept(found := await read()):  # noqa: ASYNC110 - of another process
+                    await asyncio.sleep(0.01)
         except TimeoutError:
             raise AssertionError(
                 f"not within {within:g} s: {what}; found {found!r}. Under way are "
