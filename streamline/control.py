@@ -17,6 +17,7 @@ from streamline.errors import (
     RunNotFound,
     WorkflowNotFound,
 )
+from streamline.events import Event, EventBus
 from streamline.handles import RunControl, RunHandle, StartOptions
 from streamline.ids import check_name, new_id
 from streamline.launcher import Launcher
@@ -36,6 +37,7 @@ class Control(RunControl):
         waiters: Who waits for ends.
         launcher: Who starts.
         registry: For the types of results.
+        events: Who hears of retries.
         payload_limit: How many bytes one payload may have.
     """
 
@@ -46,6 +48,7 @@ class Control(RunControl):
         waiters: Waiters,
         launcher: Launcher,
         registry: Registry,
+        events: EventBus,
         payload_limit: int,
     ) -> None:
         self._store = store
@@ -53,6 +56,7 @@ class Control(RunControl):
         self._waiters = waiters
         self._launcher = launcher
         self._registry = registry
+        self._events = events
         self._payload_limit = payload_limit
         self._rewinder = Rewinder(store)
 
@@ -85,7 +89,7 @@ class Control(RunControl):
         step = f" in step {run.error.step!r}" if run.error.step else ""
         raise RunFailed(
             f"run {run_id!r} of workflow {run.workflow!r} failed{step} ({run.error.code}): "
-            f"{run.error.message}",
+            f"{run.error.message or run.error.type.rpartition(':')[2]}",
             run_id=run_id,
             step=run.error.step,
             error_code=ErrorCode(run.error.code),
@@ -221,12 +225,21 @@ class Control(RunControl):
 
     async def rewind_run(self, run_id: str, step: Any) -> None:
         step_id = step if isinstance(step, str) else step.name
-        await self._rewinder.rewind(await self._load(run_id), step_id)
-        self._tell_worker(run_id)
+        run = await self._load(run_id)
+        await self._rewinder.rewind(run, step_id)
+        self._tell_of_retry(run)
 
     async def retry_run(self, run_id: str) -> None:
-        await self._rewinder.retry(await self._load(run_id))
-        self._tell_worker(run_id)
+        run = await self._load(run_id)
+        await self._rewinder.retry(run)
+        self._tell_of_retry(run)
+
+    def _tell_of_retry(self, run: Run) -> None:
+        now = self._store.clock.now()
+        self._events.emit(
+            Event(name="workflow:retry", at=now, run_id=run.id, workflow=run.workflow)
+        )
+        self._tell_worker(run.id)
 
     async def execute_run(self, run_id: str) -> Status:
         # Before the claim: a run whose code isn't known here is left for others.

@@ -142,7 +142,13 @@ class Streamline(Engine):
         self._worker.start(claims=self._works)
         launcher = Launcher(store, self._worker, self._payload_limit)
         self._control = Control(
-            store, self._worker, self._waiters, launcher, self.registry, self._payload_limit
+            store,
+            self._worker,
+            self._waiters,
+            launcher,
+            self.registry,
+            self.events,
+            self._payload_limit,
         )
         self._watching = asyncio.get_running_loop().create_task(
             self._watch(store), name="streamline-watch"

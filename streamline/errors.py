@@ -64,7 +64,7 @@ class StreamlineError(Exception):
         step: The id of the step it happened in, if any.
     """
 
-    code: ClassVar[ErrorCode]
+    code: ClassVar[ErrorCode] = ErrorCode.WORKFLOW_FAILED
     retryable: ClassVar[bool] = True
 
     def __init__(self, message: str, *, run_id: str | None = None, step: str | None = None) -> None:

@@ -142,10 +142,11 @@ class RunStore(ABC):
         """
 
     @abstractmethod
-    async def release(self, run_id: str, fence: int) -> bool:
+    async def release(self, run_id: str, fence: int, *, faulty: bool = False) -> bool:
         """Hand a claim back: queued, due now, held by nobody. False if the claim was lost.
 
-        Rule: not a recovery; the next claim leaves `recoveries` as they are.
+        Rule: not a recovery; the next claim leaves `recoveries` as they are. But one that is
+        handed back as `faulty`, since it could not be driven, counts: `recoveries + 1`.
         """
 
     @abstractmethod

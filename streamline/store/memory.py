@@ -44,6 +44,7 @@ from streamline.store.transitions import (
     committed,
     is_open,
     posted,
+    released,
     rewound,
     same_creation,
     unpaused,
@@ -173,14 +174,12 @@ class MemoryStore(RunStore):
                 inbox_seq[run_id] = run.inbox_seq
         return Renewal(lost=frozenset(lost), inbox_seq=inbox_seq)
 
-    async def release(self, run_id: str, fence: int) -> bool:
+    async def release(self, run_id: str, fence: int, *, faulty: bool = False) -> bool:
         await self._alive()
         with self.data.lock:
             if (run := self._held(run_id, fence)) is None:
                 return False
-            self._put(
-                _change(run, status=Status.QUEUED, due_at=self.clock.now(), worker=None, claim=None)
-            )
+            self._put(released(run, self.clock.now(), faulty=faulty))
             return True
 
     async def claim_holders(self) -> list[str]:

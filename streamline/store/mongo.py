@@ -153,10 +153,10 @@ class MongoStore(RunStore):
     def renew(self, worker: str, held: Mapping[str, int], lease: float) -> Renewal:
         return leases.renew(self._connection, worker, held, lease)
 
-    async def release(self, run_id: str, fence: int) -> bool:
+    async def release(self, run_id: str, fence: int, *, faulty: bool = False) -> bool:
         held = updates.held_filter(run_id, fence)
         released = {"_id": run_id, "fence": fence, "status": Status.QUEUED.value}
-        return await self._update(held, updates.RELEASE_UPDATE, done=released)
+        return await self._update(held, updates.release_update(faulty=faulty), done=released)
 
     async def claim_holders(self) -> list[str]:
         async def read(again: bool) -> list[str]:

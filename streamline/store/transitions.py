@@ -43,6 +43,19 @@ def claimed(run: Run, claim: Claim, now: datetime) -> Run | None:
     )
 
 
+def released(run: Run, now: datetime, *, faulty: bool) -> Run:
+    """Return the run handed back."""
+    return _change(
+        run,
+        status=Status.QUEUED,
+        due_at=now,
+        worker=None,
+        claim=None,
+        updated_at=now,
+        recoveries=run.recoveries + faulty,
+    )
+
+
 def committed(run: Run, commit: Commit, now: datetime) -> Run:
     """Return the run as it is after a commit that fits it."""
     kept = [] if commit.archive else run.journal

@@ -92,10 +92,16 @@ EXPIRE_UPDATE: Pipeline = [
     {"$unset": "claim"},
 ]
 
-RELEASE_UPDATE: Pipeline = [
-    {"$set": {"status": Status.QUEUED.value, "due_at": "$$NOW", "updated_at": "$$NOW"}},
-    {"$unset": ["worker", "claim"]},
-]
+
+def release_update(*, faulty: bool) -> Pipeline:
+    """Hand a run back."""
+    fields = {
+        "status": Status.QUEUED.value,
+        "due_at": "$$NOW",
+        "updated_at": "$$NOW",
+        "recoveries": _add("recoveries", int(faulty)),
+    }
+    return [{"$set": fields}, {"$unset": ["worker", "claim"]}]
 
 
 def heartbeat_update(step: str, details: object) -> Pipeline:

@@ -101,8 +101,9 @@ class StepAttempt(StepRuntime):
             return await self._call()
         limit = None if silence is None else silence.total_seconds()
         task = self._loop.create_task(self._call())
+        whole, quiet = asyncio.timeout(self._timeout), asyncio.timeout(limit)
         try:
-            async with asyncio.timeout(self._timeout) as whole, asyncio.timeout(limit) as quiet:
+            async with whole, quiet:
                 self._silence = quiet
                 return await asyncio.shield(task)
         except TimeoutError:

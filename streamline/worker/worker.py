@@ -26,6 +26,8 @@ _log = logging.getLogger(__name__)
 
 RESERVED_GRACE = 5.0
 """Seconds that starts in flight get when the worker stops."""
+FAULT_PAUSE = 1.0
+"""Seconds before a run that could not be driven is handed back."""
 BLOCKED_AFTER = 2.0
 """Seconds without a turn of the event loop before a warning."""
 
@@ -333,9 +335,9 @@ class Worker:
 
     # -- handing back -----------------------------------------------------------------------------
 
-    async def _release(self, run_id: str, fence: int) -> None:
+    async def _release(self, run_id: str, fence: int, *, faulty: bool = False) -> None:
         try:
-            await self._services.store.release(run_id, fence)
+            await self._services.store.release(run_id, fence, faulty=faulty)
         except ServerUnavailable as error:
             _log.warning("can't hand back run %r; its lease will run out: %s", run_id, error)
 
@@ -347,7 +349,9 @@ class Worker:
     async def _give_up(self, driver: RunDriver, error: Exception) -> None:
         """Fail a run that the engine itself can't drive, so that it isn't tried for ever."""
         if not isinstance(error, StreamlineError):
-            # Not the run's fault as far as we know: leave it to the lease and the recovery count.
+            # A fault of ours, or of this process: another worker may do better, but not for ever.
+            await asyncio.sleep(FAULT_PAUSE)
+            await self._release(driver.id, driver.fence, faulty=True)
             return
         failure = encode_exception(error, code=error.code)
         commit = Commit(

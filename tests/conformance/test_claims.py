@@ -246,3 +246,12 @@ async def test_a_commit_with_entries_sets_recoveries_to_zero(store: RunStore) ->
     assert (await load(store)).recoveries == 2
     await store.commit(commit_of(await load(store), entries=(entry(store, "s"),)))
     assert (await load(store)).recoveries == 0
+
+
+async def test_a_faulty_release_counts_as_a_recovery(store: RunStore) -> None:
+    await store.create_run(held_run(store))
+    assert await store.release("r", 1, faulty=True)
+    assert (await load(store)).recoveries == 1
+    claimed = await store.claim_run(new_claim("w2"), "r")
+    assert claimed is not None
+    assert claimed.recoveries == 1

@@ -606,10 +606,10 @@ async def test_a_run_that_ends_while_another_is_handed_back_stops_nothing(world)
     store = world.process.mortal_store
     release = store.release
 
-    async def slow_release(run_id: str, fence: int) -> bool:
+    async def slow_release(run_id: str, fence: int, **how: bool) -> bool:
         finish.set()  # the other steps end while the first run is handed back
         await asyncio.sleep(0.01)
-        return await release(run_id, fence)
+        return await release(run_id, fence, **how)
 
     store.release = slow_release
     await world.process.stop(0.0)
