@@ -1,0 +1,212 @@
+"""Random workflows, random orders, random crashes: promises 1, 2 and 4.
+
+`HYPOTHESIS_PROFILE=thorough` runs many more examples.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+from typing import Any
+
+from engine_support import World
+from hypothesis import HealthCheck, given, note, settings
+from hypothesis import strategies as st
+from random_workflows import ORDERED, UNORDERED, Body, Failed, Tree, trees
+
+from streamline import NonRetryable, RunAlreadyCompleted
+from streamline.model import Commit, Entry, EntryKind, Run
+from streamline.replay import Execution
+from streamline.replay.outcome import Returned
+
+_COMMON: dict[str, Any] = {
+    "deadline": None,
+    "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large],
+}
+settings.register_profile("quick", max_examples=25, derandomize=True, **_COMMON)
+settings.register_profile("thorough", max_examples=3000, **_COMMON)
+_profile = settings.get_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+
+MESSAGES = 4
+SECONDS = 30
+
+
+class Trial:
+    """One execution of a tree: a world, its definitions, and what was seen of it.
+
+    Args:
+        tree: What the body runs.
+        seed: Decides in which order steps end.
+        crashes: (number of the commit, whether before it) at which the worker dies.
+    """
+
+    def __init__(self, tree: Tree, seed: int, crashes: frozenset[tuple[int, bool]]) -> None:
+        self.world = World()
+        self.recorded: set[str] = set()
+        self.violations: list[str] = []
+        self.commits = 0
+        self._tree = tree
+        self._random = random.Random(seed)
+        self._crashes = crashes
+        self.workflow = self._define()
+        self.world.before_commit = self._before
+        self.world.after_commit = self._after
+        self.world.events.on("step:started", self._started)
+
+    def _define(self) -> Any:
+        world = self.world
+
+        async def turns(count: int) -> None:
+            for _ in range(count + self._random.randrange(4)):
+                await asyncio.sleep(0)
+
+        @world.step(name="work")
+        async def work(value: int, count: int) -> int:
+            await turns(count)
+            return value
+
+        @world.step(name="flaky")
+        async def flaky(value: int, failures: int) -> int:
+            from streamline import current
+
+            await turns(0)
+            if current().attempt <= failures:
+                raise Failed(f"attempt {current().attempt}")
+            return value
+
+        @world.step(name="doomed")
+        async def doomed(value: int) -> int:
+            await turns(0)
+            raise NonRetryable(f"doomed {value}")
+
+        @world.workflow(name="flow")
+        async def flow() -> Any:
+            return await Body(work, flaky, doomed).safely(self._tree)
+
+        return flow
+
+    def _before(self, commit: Commit) -> bool:
+        self.commits += 1
+        return self._dies(True)
+
+    def _after(self, commit: Commit) -> bool:
+        self.recorded.update(e.id for e in commit.entries if e.kind is EntryKind.STEP)
+        return self._dies(False)
+
+    def _dies(self, before: bool) -> bool:
+        if (self.commits, before) not in self._crashes:
+            return False
+        self.world.crash_soon()
+        return True
+
+    def _started(self, event: Any) -> None:
+        if event.step in self.recorded:
+            self.violations.append(f"{event.step} ran again")
+
+    async def run(self) -> Run:
+        """Run to the end, with messages sent meanwhile; returns the run with its whole journal."""
+        async with self.world as world:
+            handle = await self.workflow.start()
+            speaking = asyncio.ensure_future(self._speak(handle))
+            try:
+                await handle.wait(SECONDS)
+            except TimeoutError:
+                raise AssertionError(f"the run hangs: {await world.run(handle.id)}") from None
+            finally:
+                speaking.cancel()
+            await asyncio.gather(speaking, return_exceptions=True)
+            run = await world.run(handle.id)
+            archived = await world._store.load_archive(run.id, run.journal_base)
+            self._check_replay(run, [*archived, *run.journal])
+        assert not self.violations
+        return run
+
+    async def _speak(self, handle: Any) -> None:
+        for number in range(MESSAGES):
+            for _ in range(self._random.randrange(20)):
+                await asyncio.sleep(0)
+            try:
+                # Twice, as a sender does whose first try got no answer.
+                await handle.send("ab"[number % 2], number, id=f"m{number}")
+                await handle.send("ab"[number % 2], number, id=f"m{number}")
+            except RunAlreadyCompleted:
+                return
+
+    def _check_replay(self, run: Run, journal: list[Entry]) -> None:
+        """The journal alone gives the stored outcome, and is in order."""
+        execution = Execution(run, self.workflow, limit=1 << 22, recorded=journal)
+        execution.start(replaying=True)
+        execution.replay(journal)
+        assert isinstance(execution.outcome, Returned), execution.outcome
+        assert _plain(execution.outcome.value) == _plain(run.output)
+        execution.evict()
+        steps = [e.id for e in journal if e.kind is EntryKind.STEP]
+        assert len(steps) == len(set(steps)), "a step was recorded twice"
+        messages = [e.message for e in journal if e.message is not None]
+        assert len(messages) == len(set(messages)), "a message was taken twice"
+        for channel in "ab":
+            taken = [e.message for e in journal if e.id.partition("#")[0] == f"receive:{channel}"]
+            assert taken == sorted(taken), "messages were taken out of order"
+        waiting = {message.id for message in run.inbox}
+        assert not waiting & set(messages), "a message was taken and left"
+        assert [e.at for e in journal] == sorted(e.at for e in journal)
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value))
+
+
+def run_trial(tree: Tree, seed: int, crashes: frozenset[tuple[int, bool]]) -> tuple[Trial, Run]:
+    trial = Trial(tree, seed, crashes)
+    with asyncio.Runner() as runner:
+        run = runner.run(trial.run())
+    return trial, run
+
+
+crash_points = st.frozensets(st.tuples(st.integers(1, 12), st.booleans()), max_size=4)
+seeds = st.integers(0, 2**32 - 1)
+
+
+@given(tree=trees(ORDERED, 8), seed=seeds, other=seeds, crashes=crash_points)
+@settings(_profile)
+def test_crashes_and_orders_change_no_ordered_workflow(tree, seed, other, crashes):
+    """Promises 1 and 4; behaviours 6, 8, 9: value and context, whatever ends or dies first."""
+    calm, expected = run_trial(tree, seed, frozenset())
+    shaken, run = run_trial(tree, other, crashes)
+    note(f"{calm.commits} commits without crashes, {shaken.commits} with")
+    assert _plain(run.output) == _plain(expected.output)
+    assert run.context == expected.context
+    assert shaken.recorded == calm.recorded
+
+
+@given(tree=trees(ORDERED + UNORDERED, 8), seed=seeds, crashes=crash_points)
+@settings(_profile)
+def test_crashed_races_replay_to_what_was_stored(tree, seed, crashes):
+    """Promises 1, 2 and 4; behaviours 10, 24, 26: the journal tells the outcome, once each."""
+    run_trial(tree, seed, crashes)
+
+
+@given(tree=trees(ORDERED + UNORDERED, 6), seed=seeds, at=st.integers(0, 30))
+@settings(_profile)
+def test_a_cancel_at_any_moment_ends_the_run_or_comes_too_late(tree, seed, at):
+    """C1; behaviours 19 to 21: it is acknowledged, so it is acted on."""
+    trial = Trial(tree, seed, frozenset())
+
+    async def run() -> None:
+        async with trial.world as world:
+            handle = await trial.workflow.start()
+            for _ in range(at):
+                await asyncio.sleep(0)
+            await handle.cancel()
+            run = await handle.wait(SECONDS)
+            stored = await world.run(handle.id)
+            taken = [e for e in stored.journal if e.id == "cancel"]
+            assert not [m for m in stored.inbox if m.kind.value == "cancel"]
+            assert len(taken) <= 1
+            assert run.status.value in ("cancelled", "done")
+            assert not trial.violations
+
+    with asyncio.Runner() as runner:
+        runner.run(run())
