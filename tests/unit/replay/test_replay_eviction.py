@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import inspect
 import logging
 import sys
 import weakref
@@ -186,7 +187,7 @@ async def _failed_task_that_nobody_asked() -> None:
     assert held
 
 
-BODIES = [value for name, value in list(globals().items()) if asyncio.iscoroutinefunction(value)]
+BODIES = [value for name, value in list(globals().items()) if inspect.iscoroutinefunction(value)]
 BODIES = [body for body in BODIES if body.__name__.startswith("_")]
 
 

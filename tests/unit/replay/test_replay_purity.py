@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import socket
 import subprocess
@@ -78,7 +79,7 @@ async def _run() -> None:
     asyncio.get_running_loop().run_until_complete(asyncio.get_running_loop().create_future())
 
 
-IO = [value for name, value in list(globals().items()) if asyncio.iscoroutinefunction(value)]
+IO = [value for name, value in list(globals().items()) if inspect.iscoroutinefunction(value)]
 IO = [body for body in IO if body.__name__.startswith("_")]
 
 
