@@ -21,3 +21,10 @@ def mongod_standalone() -> Iterator[str]:
     """The URI of a server without a replica set: no transactions, no change streams."""
     with Mongod(None) as mongod:
         yield mongod.uri
+
+
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Name parameters alike in every process: the reprs of some hold addresses."""
+    if val is None or isinstance(val, (str, int, float, bool)) or isinstance(val, type):
+        return None
+    return type(val).__name__

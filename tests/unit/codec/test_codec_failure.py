@@ -104,7 +104,7 @@ def facts(exc: BaseException) -> dict[str, Any]:
     return held | own | {"parts": [repr(part) for part in getattr(exc, "exceptions", ())]}
 
 
-@pytest.mark.parametrize("exc", EXCEPTIONS, ids=repr)
+@pytest.mark.parametrize("exc", EXCEPTIONS)
 def test_exception_comes_back_as_it_was(exc: Exception) -> None:
     failure = enc(raised(exc), step="charge")
     e.INITS.clear()
@@ -134,7 +134,7 @@ def test_encoding_what_was_decoded_gives_the_same(exc: BaseException) -> None:
     )
 
 
-@pytest.mark.parametrize("exc", EXCEPTIONS, ids=repr)
+@pytest.mark.parametrize("exc", EXCEPTIONS)
 def test_failure_is_stored_and_read_unchanged(exc: Exception) -> None:
     failure = enc(raised(exc, noted()))
     document = bson.decode(bson.encode(failure_to_doc(failure)), CODEC_OPTIONS)
