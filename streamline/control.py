@@ -197,17 +197,31 @@ class Control(RunControl):
         error = _cancelled(run_id, reason)
         failure = encode_exception(error, code=error.code)
         if await self._store.cancel_unstarted(run_id, failure):
-            self._waiters.suspect(run_id)
+            await self._tell_cancelled(run_id, error)
             return
         await self._post(run_id, self._message(MessageKind.CANCEL, "", reason, None))
 
     async def terminate_run(self, run_id: str, reason: str | None) -> None:
         error = _cancelled(run_id, reason)
         if await self._store.terminate(run_id, encode_exception(error, code=error.code)):
-            self._waiters.suspect(run_id)
             self._worker.lose(run_id)
+            await self._tell_cancelled(run_id, error)
             return
-        await self._load(run_id)
+        await self._load(run_id, journal=False)
+
+    async def _tell_cancelled(self, run_id: str, error: RunCancelled) -> None:
+        """Tell of a run that was ended without its body."""
+        self._waiters.suspect(run_id)
+        run = await self._load(run_id, journal=False)
+        self._events.emit(
+            Event(
+                name="workflow:cancelled",
+                at=run.ended_at or self._store.clock.now(),
+                run_id=run_id,
+                workflow=run.workflow,
+                error=error,
+            )
+        )
 
     async def pause_run(self, run_id: str, reason: str | None) -> None:
         result = await self._post(run_id, self._message(MessageKind.PAUSE, "", reason, None))
