@@ -199,7 +199,7 @@ class Control(RunControl):
         if await self._store.cancel_unstarted(run_id, failure):
             await self._tell_cancelled(run_id, error)
             return
-        await self._post(run_id, self._message(MessageKind.CANCEL, "", reason, None))
+        await self._command(run_id, MessageKind.CANCEL, reason)
 
     async def terminate_run(self, run_id: str, reason: str | None) -> None:
         error = _cancelled(run_id, reason)
@@ -208,6 +208,16 @@ class Control(RunControl):
             await self._tell_cancelled(run_id, error)
             return
         await self._load(run_id, journal=False)
+
+    async def _command(self, run_id: str, kind: MessageKind, reason: str | None) -> PostResult:
+        result = await self._post(run_id, self._message(kind, "", reason, None))
+        if result is PostResult.FULL:
+            raise PayloadTooLarge(
+                f"the mailbox of run {run_id!r} is full, so the {kind.value} was not stored. "
+                "Try again once the run has received some, or terminate it",
+                run_id=run_id,
+            )
+        return result
 
     async def _tell_cancelled(self, run_id: str, error: RunCancelled) -> None:
         """Tell of a run that was ended without its body."""
@@ -224,8 +234,7 @@ class Control(RunControl):
         )
 
     async def pause_run(self, run_id: str, reason: str | None) -> None:
-        result = await self._post(run_id, self._message(MessageKind.PAUSE, "", reason, None))
-        if result is PostResult.ENDED:
+        if await self._command(run_id, MessageKind.PAUSE, reason) is PostResult.ENDED:
             raise RunAlreadyCompleted(f"run {run_id!r} has ended; nothing to pause", run_id=run_id)
 
     async def unpause_run(self, run_id: str) -> None:

@@ -501,8 +501,20 @@ async def test_a_full_mailbox_refuses_and_says_what_to_do(world, reader):
         await handle.send("box", n)
     with pytest.raises(PayloadTooLarge, match="mailbox of run"):
         await handle.send("box", "x" * 300)
-    await handle.cancel()  # is taken all the same
-    assert (await handle.wait(SECONDS)).status is Status.CANCELLED
+    assert (await handle.result(SECONDS)) == [0]
+
+
+async def test_a_cancel_that_finds_the_mailbox_full_says_so(world, reader):
+    """C1, promise 2: what isn't stored is not acknowledged."""
+    world._store._inbox_limit = 300
+    handle = await reader.start(9)
+    await until_status(handle, Status.WAITING)
+    await handle.send("box", "x" * 150)
+    for call in (handle.cancel, handle.pause):
+        with pytest.raises(PayloadTooLarge, match="mailbox of run"):
+            await call("because of reasons " * 10)
+    await handle.terminate()
+    assert await handle.status() is Status.CANCELLED
 
 
 async def test_a_crash_between_taking_and_recording_gives_the_same_message(world, reader):
