@@ -12,7 +12,7 @@ from tests.acceptance.apps import flows
 from tests.acceptance.checker import check_everything, check_messages, gather_evidence
 from tests.acceptance.harness import Load, Site
 
-pytestmark = [pytest.mark.mongo, pytest.mark.kill]
+pytestmark = [pytest.mark.mongo, pytest.mark.kill, pytest.mark.timeout(300)]
 
 RUNS = 20
 

@@ -18,7 +18,7 @@ from tests.acceptance.checker import (
 )
 from tests.acceptance.harness import Site
 
-pytestmark = [pytest.mark.mongo, pytest.mark.kill]
+pytestmark = [pytest.mark.mongo, pytest.mark.kill, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ from tests.acceptance.checker import (
 )
 from tests.acceptance.harness import Load, Site
 
-pytestmark = [pytest.mark.mongo, pytest.mark.kill]
+pytestmark = [pytest.mark.mongo, pytest.mark.kill, pytest.mark.timeout(300)]
 
 KILLS = 20
 IN_FLIGHT = 60

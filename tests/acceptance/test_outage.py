@@ -12,7 +12,7 @@ from tests.acceptance.checker import check_everything, check_messages, gather_ev
 from tests.acceptance.harness import Load, Site
 from tests.servers import Mongod, ReplicaSet
 
-pytestmark = [pytest.mark.mongo, pytest.mark.kill]
+pytestmark = [pytest.mark.mongo, pytest.mark.kill, pytest.mark.timeout(300)]
 
 SIZE = 40
 

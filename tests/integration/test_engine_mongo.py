@@ -133,6 +133,17 @@ async def beating_run(beats: int) -> Any:
     return await beating(beats)
 
 
+@step(registry=registry)
+async def alive() -> None:
+    heartbeat({"beat": 0})
+    await asyncio.sleep(60)
+
+
+@workflow(registry=registry)
+async def alive_run() -> None:
+    await alive()
+
+
 @pytest.fixture(params=["replica", "standalone"])
 def server(request: pytest.FixtureRequest) -> str:
     """The URI of each kind of server in turn."""
@@ -457,7 +468,7 @@ async def test_a_step_without_a_heartbeat_is_tried_again_from_the_last(worker: S
 
 
 async def test_heartbeats_are_in_the_document(worker: Streamline) -> None:
-    run = await worker.start_run(beating_run, 1)
+    run = await worker.start_run(alive_run)
 
     async def beaten() -> bool:
         return any(a.heartbeat == {"beat": 0} for a in (await run.get()).attempts)
