@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import dataclasses
-from datetime import datetime
+from asyncio import futures
+from collections import deque
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 
+from streamline.clock import from_seconds
 from streamline.definitions import Step
 from streamline.model import EntryKind, Slot
 
@@ -51,7 +53,26 @@ KINDS: dict[type[Command], EntryKind] = {
 }
 """Which kind of entry resolves a command."""
 
+FOREVER = datetime(9999, 1, 1, tzinfo=UTC).timestamp()
+"""When a timer is due that asyncio would never fire; nothing later can be stored."""
+
+
+def timer_due(handle: asyncio.TimerHandle) -> datetime:
+    """Return when a timer is due: upwards to the millisecond, for it must never fire early."""
+    return from_seconds(min(handle.when(), FOREVER) + 0.000999)
+
+
+def is_sleep(handle: asyncio.TimerHandle) -> bool:
+    """Whether it was `asyncio.sleep` that set a timer."""
+    callback = handle._callback  # type: ignore[attr-defined]
+    return callback is futures._set_result_unless_cancelled  # type: ignore[attr-defined]
+
+
 _ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes, datetime})
+
+
+# Of dataclasses, pydantic models and attrs classes.
+_MARKS = ("__dataclass_fields__", "model_fields_set", "__attrs_attrs__")
 
 
 def detach(value: Any) -> Any:
@@ -62,8 +83,8 @@ def detach(value: Any) -> Any:
     """
     if type(value) in _ATOMS:
         return value
-    is_data = isinstance(value, (list, dict, set, tuple, bytearray, msgspec.Struct))
-    if not (is_data or dataclasses.is_dataclass(value) or hasattr(value, "model_fields_set")):
+    is_data = isinstance(value, (list, dict, set, tuple, deque, bytearray, msgspec.Struct))
+    if not (is_data or any(hasattr(type(value), mark) for mark in _MARKS)):
         return value
     try:
         return copy.deepcopy(value)

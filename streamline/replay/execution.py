@@ -12,13 +12,11 @@ import contextvars
 import copy
 import logging
 import random
-from asyncio import futures
 from collections.abc import Coroutine, Iterable, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from types import MappingProxyType
 from typing import Any
 
-from streamline.clock import from_seconds
 from streamline.codec import Failure, decode, decode_exception, encode, type_reference
 from streamline.context import BodyRuntime, enter_runtime
 from streamline.definitions import Step, Workflow
@@ -30,6 +28,8 @@ from streamline.replay.commands import (
     StepCommand,
     TimerCommand,
     detach,
+    is_sleep,
+    timer_due,
 )
 from streamline.replay.deadline import Deadline
 from streamline.replay.divergence import answered, retyped
@@ -40,12 +40,8 @@ from streamline.replay.outcome import Cancelled, Failed, Outcome, Returned
 
 _log = logging.getLogger(__name__)
 
-CANCEL = "cancel"
-"""The id of an entry by which a cancel reaches the body; it answers no command."""
-DEADLINE = "deadline"
-"""The name of the timer of the workflow's own timeout."""
-FOREVER = datetime(9999, 1, 1, tzinfo=UTC).timestamp()
-"""When a timer is due that asyncio would never fire; nothing later can be stored."""
+CANCEL = "cancel"  # the id of an entry by which a cancel reaches the body; it answers no command
+DEADLINE = "deadline"  # the name of the timer of the workflow's own timeout
 
 
 class Execution(BodyRuntime):
@@ -86,7 +82,7 @@ class Execution(BodyRuntime):
         self._outcome: Outcome | None = None
         self._replaying = False
         self._rng: random.Random | None = None
-        recorded = list(recorded)
+        recorded = [*recorded]
         self._recorded = {entry.id for entry in recorded if entry.kind is EntryKind.STEP}
         self._patches = {entry.id: True for entry in recorded if entry.kind is EntryKind.PATCH}
 
@@ -155,7 +151,7 @@ class Execution(BodyRuntime):
 
     def evict(self) -> None:
         """Drop the body; nothing that its `finally` blocks ask for happens."""
-        # They refer to the tasks, which are to be freed at once, not when the collector comes.
+        # They refer to the tasks, which are to be freed now, not when the collector comes.
         self._main = None
         self.open.clear()
         self.issued.clear()
@@ -202,11 +198,10 @@ class Execution(BodyRuntime):
     # -- entries ----------------------------------------------------------------------------------
 
     def _expect(self, entry: Entry) -> Command:
-        command = self.open.get(entry.id)
-        asked: tuple[str, ...] = ()
-        if command is None:
-            asked = ("the end of the run",) if self._outcome else tuple(self.open) or ("nothing",)
-        return answered(self.run, entry, self.position, command, asked)
+        if (command := self.open.get(entry.id)) is not None:
+            return answered(self.run, entry, self.position, command, ())
+        asked = ("the end of the run",) if self._outcome else tuple(self.open) or ("nothing",)
+        return answered(self.run, entry, self.position, None, asked)
 
     def _resolve(self, entry: Entry, command: Command) -> None:
         if entry.context:
@@ -328,12 +323,10 @@ class Execution(BodyRuntime):
 
     def timer_armed(self, handle: asyncio.TimerHandle) -> None:
         id_ = self._next_id(self._timer_name(handle))
-        # Upwards to the millisecond: a timer must never fire early.
-        due = from_seconds(min(handle.when(), FOREVER) + 0.000999)
         if self._is_deadline(handle):
             self._deadline_id = id_
         self._timers[id(handle)] = id_
-        self._issue(TimerCommand(id=id_, due=due, handle=handle))
+        self._issue(TimerCommand(id=id_, due=timer_due(handle), handle=handle))
 
     def timer_cancelled(self, handle: asyncio.TimerHandle) -> None:
         id_ = self._timers.pop(id(handle), None)
@@ -354,9 +347,7 @@ class Execution(BodyRuntime):
     def _timer_name(self, handle: asyncio.TimerHandle) -> str:
         if self._is_deadline(handle):
             return DEADLINE
-        callback = handle._callback  # type: ignore[attr-defined]
-        is_sleep = callback is futures._set_result_unless_cancelled  # type: ignore[attr-defined]
-        return "sleep" if is_sleep else "timeout"
+        return "sleep" if is_sleep(handle) else "timeout"
 
     def _is_deadline(self, handle: asyncio.TimerHandle) -> bool:
         callback = handle._callback  # type: ignore[attr-defined]

@@ -7,9 +7,9 @@ which order steps end, when timers fire, when messages and a cancel come in.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, overload
 
 import msgspec
 
@@ -38,6 +38,10 @@ played: list[Execution] = []
 """All bodies that a test began; to be evicted at its end."""
 
 
+@overload
+def step(fn: Callable[..., Any], /) -> Any: ...
+@overload
+def step(**options: Any) -> Callable[[Any], Any]: ...
 def step(fn: Any = None, **options: Any) -> Any:
     """Make a step in a registry of its own, so that tests can't clash."""
     options.setdefault("registry", Registry())
@@ -47,6 +51,10 @@ def step(fn: Any = None, **options: Any) -> Any:
     return lambda fn: _step(**{"name": fn.__name__, **options})(fn)
 
 
+@overload
+def workflow(fn: Callable[..., Any], /) -> Any: ...
+@overload
+def workflow(**options: Any) -> Callable[[Any], Any]: ...
 def workflow(fn: Any = None, **options: Any) -> Any:
     """Make a workflow in a registry of its own."""
     options.setdefault("registry", Registry())

@@ -48,10 +48,10 @@ class Machine:
         self.seen.append((program[0], value))
         return value
 
-    async def do_work(self, value: int) -> int:
+    async def do_work(self, value: int) -> Any:
         return await work(value)
 
-    async def do_other(self, value: int) -> int:
+    async def do_other(self, value: int) -> Any:
         return await other(value)
 
     async def do_fail(self, value: int) -> None:

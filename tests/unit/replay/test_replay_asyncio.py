@@ -40,7 +40,8 @@ def fail(text: str) -> None:
 @pytest.mark.parametrize("seed", SEEDS)
 def test_gathered_branches_get_their_own_results(seed: int) -> None:
     async def branch(number: int) -> int:
-        return await ship(await charge(number))
+        shipped: int = await ship(await charge(number))
+        return shipped
 
     @workflow
     async def flow() -> list[int]:
@@ -211,7 +212,8 @@ def test_all_tasks_are_in_one_order() -> None:
 @pytest.mark.parametrize("seed", SEEDS)
 def test_as_completed_starts_coroutines_in_the_order_given(seed: int) -> None:
     async def branch(number: int) -> int:
-        return await charge(number)
+        charged: int = await charge(number)
+        return charged
 
     @workflow
     async def flow() -> list[int]:
@@ -251,8 +253,8 @@ def test_outside_a_body_the_ordered_functions_are_asyncios() -> None:
 
     async def plainly() -> tuple[Any, ...]:
         names = {task.get_name() for task in asyncio.all_tasks()}
-        gathered = asyncio.gather(value(1), value(2))
-        both = await asyncio.wait([gathered, asyncio.ensure_future(value(3))])
+        gathered: Any = asyncio.gather(value(1), value(2))
+        both: Any = await asyncio.wait([gathered, asyncio.ensure_future(value(3))])
         return names, len(both[0]), [await d for d in asyncio.as_completed({value(4)})]
 
     names, count, completed = asyncio.run(plainly())
@@ -308,7 +310,8 @@ def test_locks_semaphores_events_and_conditions_work(seed: int) -> None:
     @workflow
     async def flow() -> list[Any]:
         lock, event, condition = asyncio.Lock(), asyncio.Event(), asyncio.Condition()
-        semaphore, seen = asyncio.Semaphore(2), []
+        semaphore = asyncio.Semaphore(2)
+        seen: list[Any] = []
 
         async def locked(number: int) -> None:
             async with semaphore, lock:
@@ -586,7 +589,7 @@ def test_a_receive_and_its_timeout_in_one_moment_are_one_of_them() -> None:
 def test_a_replay_of_each_beginning_goes_on_as_the_run_did() -> None:
     @workflow
     async def flow() -> list[Any]:
-        found = await asyncio.gather(charge(1), ship(2), run.receive("orders"))
+        found = [*await asyncio.gather(charge(1), ship(2), run.receive("orders"))]
         async with asyncio.timeout(10):
             found.append(await charge(3))
         return found

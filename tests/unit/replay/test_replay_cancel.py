@@ -119,7 +119,11 @@ def test_a_shielded_step_ends_after_the_cancel_and_says_nothing(
         recording.execution.apply(entry)
         assert isinstance(recording.execution.outcome, Cancelled)
         assert not recording.execution.open
-        replay(Recording(recording.run, flow, [*recording.journal, entry], [], None, None))
+        replay(
+            Recording(
+                recording.run, flow, [*recording.journal, entry], [], None, recording.execution
+            )
+        )
         recording.execution.evict()
     assert caplog.records == []
 

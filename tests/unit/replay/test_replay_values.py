@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import uuid
+from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
+import attrs
 import msgspec
+import pydantic
 import pytest
 from replay_player import EPOCH, LIMIT, Player, make_run, play, replay, step, workflow
 
@@ -14,6 +17,7 @@ from streamline import context as run
 from streamline.errors import InvalidState, StepNotFound, ValidationError
 from streamline.model import Entry, EntryKind
 from streamline.replay import Execution, Returned, SlotCommand, StepCommand
+from streamline.replay.commands import detach
 
 
 @dataclass
@@ -60,6 +64,26 @@ def test_what_a_step_does_to_its_arguments_the_body_does_not_see() -> None:
         return [*sums, await total(order), order.lines]
 
     assert play(flow, Order("o", [1])).value == [1001, 1001, 1006, [1, 5]]
+
+
+def test_every_kind_of_data_is_detached() -> None:
+    @attrs.define
+    class Attrs:
+        lines: list[int]
+
+    class Struct(msgspec.Struct):
+        lines: list[int]
+
+    class Model(pydantic.BaseModel):
+        lines: list[int]
+
+    for value in (Attrs([1]), Struct([1]), Model(lines=[1]), Order("o", [1])):
+        detached = detach(value)
+        detached.lines.append(2)
+        assert value.lines == [1]
+    for data in (deque([[1]]), {"a": [1]}, ([1],), {"b": {1}}, bytearray(b"1")):
+        assert detach(data) == data
+        assert detach(data) is not data
 
 
 def test_arguments_that_are_no_data_are_passed_as_they_are() -> None:
