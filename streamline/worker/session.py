@@ -25,7 +25,7 @@ from streamline.replay import (
     StepCommand,
     TimerCommand,
 )
-from streamline.worker.ending import Ending, fail, poisoned, settle
+from streamline.worker.ending import Ending, cancelled, fail, poisoned, settle
 from streamline.worker.inbox import Inbox
 from streamline.worker.news import News
 from streamline.worker.services import Services
@@ -220,6 +220,10 @@ class Session:
             return self._forced
         if self.body.outcome is None or self._winding_up:
             return None
+        if not isinstance(self.body.outcome, Cancelled) and (taken := self.inbox.take(())):
+            # Messages go first, so this cancel can only have come before the body began; the body
+            # ended without awaiting anything and never saw it.
+            return cancelled(self.run, taken[0].payload)
         return settle(self.body, self.run, self._workflow, self._services.payload_limit)
 
     def next_due(self) -> datetime | None:

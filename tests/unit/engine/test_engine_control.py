@@ -90,6 +90,31 @@ async def test_a_draft_is_cancelled_at_once_and_its_body_never_starts(world):
         await handle.result(SECONDS)
 
 
+async def test_a_cancel_before_the_first_activation_holds_for_a_body_that_never_awaits(world):
+    """Behaviour 19: it was claimed already, so its worker must see to it."""
+    ran = []
+
+    @world.workflow
+    async def flow() -> int:
+        ran.append(1)
+        return 1
+
+    @world.workflow
+    async def awaiting() -> None:
+        await receive("never")
+
+    for each in (flow, awaiting):
+        handle = await each.start()
+        claimed = await world.process.mortal_store.claim_run(
+            world.process.worker.scheduler.new_claim(), handle.id
+        )
+        await handle.cancel("too early")
+        world.process.worker.adopt(claimed)
+        with pytest.raises(RunCancelled, match="too early"):
+            await handle.result(SECONDS)
+        assert (await handle.get()).inbox == []
+
+
 async def test_a_cancelled_body_may_clean_up_durably(world, gate):
     """C1, behaviour 19: in except and finally, over crashes too."""
 
