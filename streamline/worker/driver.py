@@ -61,6 +61,7 @@ class RunDriver:
         self._lost = False
         self._draining = False
         self._stale_inbox = False
+        self._beat_unseen = False
         self._news = News(services.events)
         self._heartbeats = Heartbeats(services, self._news)
         self._board = StepBoard(
@@ -284,6 +285,7 @@ class RunDriver:
             or bool(session.tail.pending)
             or bool(session.inbox.taken)
             or session.waits_unseen
+            or self._beat_unseen
             # A step that may not run twice must be known to have begun.
             or any(state.at_most_once for state in starting)
         )
@@ -358,6 +360,7 @@ class RunDriver:
     def _landed(self, session: Session, commit: Commit) -> None:
         session.tail.landed(len(commit.archive))
         session.inbox.taken.clear()
+        self._beat_unseen = False
         if commit.awaiting is not None:
             session.awaiting = commit.awaiting
         self._note(commit)
@@ -409,4 +412,9 @@ class RunDriver:
     # -- heartbeats -------------------------------------------------------------------------------
 
     def _beat(self, step_id: str, details: Any) -> None:
-        self._heartbeats.beat(self.run, step_id, details)
+        if details is None or any(attempt.id == step_id for attempt in self.run.attempts):
+            self._heartbeats.beat(self.run, step_id, details)
+            return
+        # The document doesn't show this attempt, for its start cost no write: now it must.
+        self._beat_unseen = True
+        self._wake.set()
