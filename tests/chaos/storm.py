@@ -1,0 +1,161 @@
+"""One chaos run: servers and processes, a storm of faults and operations, peace, the verdict."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from bson import json_util
+from pymongo.errors import PyMongoError
+
+from streamline import Streamline
+from tests.acceptance.checker import ENDED, describe
+from tests.chaos import flows
+from tests.chaos.checker import Findings, check, gather, summarize
+from tests.chaos.client import History
+from tests.chaos.faults import Fault, draw_schedule
+from tests.chaos.site import Site
+from tests.chaos.trail import Trail
+
+QUIET = 60.0
+"""Seconds within which every run must have ended once the faults have stopped."""
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """What came of a chaos run."""
+
+    seed: int
+    topology: str
+    seconds: float
+    faults: list[Fault]
+    summary: str
+    wrong: list[str]
+    directory: Path
+
+    @property
+    def command(self) -> str:
+        """Repeats the schedule of faults and operations."""
+        minutes = f"{self.seconds / 60:g}"
+        options = f"--seed {self.seed} --minutes {minutes} --topology {self.topology}"
+        return f"python -m tests.chaos {options}"
+
+    @property
+    def text(self) -> str:
+        """For people; with the command that repeats it."""
+        kinds = Counter(fault.kind for fault in self.faults)
+        lines = [
+            f"seed {self.seed}, topology {self.topology}, {self.seconds:g} s",
+            f"faults: {len(self.faults)}: "
+            + ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())),
+            self.summary,
+        ]
+        if self.wrong:
+            lines += [
+                f"{len(self.wrong)} VIOLATIONS",
+                *(f"- {wrong[:3000]}" for wrong in self.wrong[:20]),
+                f"again: {self.command}",
+                f"traces: {self.directory}",
+            ]
+        else:
+            lines.append("every promise held")
+        return "\n".join(lines)
+
+
+async def storm(seed: int, seconds: float, topology: str, directory: Path) -> Verdict:
+    """Run one; returns the verdict, never raises for what the engine did wrong."""
+    schedule = draw_schedule(seed, seconds, topology)
+    plan = directory / "schedule.json"
+    await asyncio.to_thread(plan.write_bytes, msgspec.json.encode(schedule))
+    site = Site(topology, directory, seed)
+    async with site.opened():
+        await site.go_through(schedule)
+        await site.make_peace()
+        stuck = await _let_all_end(site)
+        await asyncio.sleep(1)  # whoever is to write too late does so now
+        findings = await gather(site.database, directory)
+        wrong = [*stuck, *check(findings)]
+        if wrong:
+            await asyncio.to_thread(_keep, directory, findings, wrong)
+    return Verdict(seed, topology, seconds, schedule, summarize(findings), wrong, directory)
+
+
+async def _let_all_end(site: Site) -> list[str]:
+    """Do for the runs what clients that died can't do any more, until all have ended."""
+    trail = Trail(site.directory / "history-closer.jsonl")
+    engine = Streamline(site.address, worker=False, server_timeout="5s", registry=flows.registry)
+    closer = _Closer(engine, History(trail, "closer"), random.Random(site.seed))
+    runs = site.database.workflow_runs
+    under_way: list[dict[str, Any]] = []
+    async with engine:
+        try:
+            async with asyncio.timeout(QUIET):
+                while True:
+                    try:
+                        under_way = await runs.find({"status": {"$nin": ENDED}}).to_list()
+                    except PyMongoError:
+                        continue
+                    if not under_way:
+                        return []
+                    await asyncio.gather(*(closer.help(run) for run in under_way))
+                    await asyncio.sleep(0.5)
+        except TimeoutError:
+            return [f"stuck, {QUIET:g} s after the last fault: {describe(under_way)}"]
+
+
+class _Closer:
+    """Unpauses, sends and resumes in the place of clients that are gone."""
+
+    def __init__(self, engine: Streamline, history: History, rng: random.Random) -> None:
+        self._engine = engine
+        self._history = history
+        self._rng = rng
+        self._sent: set[str] = set()
+
+    async def help(self, run: dict[str, Any]) -> None:
+        """Give a run what it may be waiting for."""
+        handle = self._engine.handle(run["_id"])
+        if run["status"] == "paused":
+            await self._history.tell("unpause", handle.id, handle.unpause)
+        if run["workflow"] != "mailing":
+            return
+        if handle.id not in self._sent:
+            await self._send_all(handle, run["input"]["args"][0])
+            self._sent.add(handle.id)
+        if any(slot["name"] == "approve" for slot in run.get("awaiting", ())):
+            payload = self._rng.randrange(1000, 2000)
+            await self._history.tell(
+                "resume",
+                handle.id,
+                lambda: handle.resume(payload, name="approve"),
+                name="approve",
+                payload=payload,
+            )
+
+    async def _send_all(self, handle: Any, seed: int) -> None:
+        for channel, count in flows.MAILS.items():
+            for index in range(count):
+                id_, payload = f"{channel}-{index}", flows.mail_of(seed, channel, index)
+                await self._history.tell(
+                    "send",
+                    handle.id,
+                    lambda channel=channel, payload=payload, id_=id_: handle.send(
+                        channel, payload, id=id_
+                    ),
+                    channel=channel,
+                    message=id_,
+                    payload=payload,
+                )
+
+
+def _keep(directory: Path, findings: Findings, wrong: list[str]) -> None:
+    """Keep what explains a failure: the documents beside the trails and logs."""
+    (directory / "violations.txt").write_text("\n\n".join(wrong))
+    with (directory / "runs.jsonl").open("w") as file:
+        for run_id, run in findings.evidence.runs.items():
+            whole = {**run, "journal": findings.journal(run_id)}
+            file.write(json.dumps(whole, default=json_util.default) + "\n")
