@@ -2,5 +2,6 @@
 
 from streamline.testing.clock import SkippedClock
 from streamline.testing.environment import Environment
+from streamline.testing.history import Replayed, export_history, import_history, replay
 
-__all__ = ["Environment", "SkippedClock"]
+__all__ = ["Environment", "Replayed", "SkippedClock", "export_history", "import_history", "replay"]
