@@ -1,5 +1,6 @@
 """Durable functions for Python on MongoDB."""
 
+from streamline.codec import AesGcm, PayloadCodec
 from streamline.context import (
     channel,
     current,
@@ -49,6 +50,7 @@ from streamline.model import Status
 __version__ = "0.1.0"
 
 __all__ = [
+    "AesGcm",
     "ErrorCode",
     "Event",
     "Health",
@@ -57,6 +59,7 @@ __all__ = [
     "MaxRetriesExceeded",
     "NonDeterminism",
     "NonRetryable",
+    "PayloadCodec",
     "PayloadTooLarge",
     "Registry",
     "RetryAfter",

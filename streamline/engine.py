@@ -13,6 +13,7 @@ from typing import Any, ParamSpec, Self, TypeVar
 from pymongo.asynchronous.database import AsyncDatabase
 
 from streamline.clock import Clock, SystemClock
+from streamline.codec import PayloadCodec
 from streamline.control import Control
 from streamline.definitions import Registry, Workflow, default_registry
 from streamline.documents import bind_documents
@@ -32,6 +33,7 @@ from streamline.store import RunStore
 from streamline.store.embedded import EmbeddedMongod
 from streamline.store.memory import MemoryStore
 from streamline.store.mongo import MongoStore
+from streamline.store.sealed import SealedStore
 from streamline.waiters import Waiters
 from streamline.worker import Services, Worker
 
@@ -66,6 +68,8 @@ class Streamline(Engine):
         cache_size: How many parked runs stay in memory, to go on without a replay.
         server_timeout: How long MongoDB may be away before a call fails.
         store: Where runs are kept, if not on MongoDB.
+        payload_codec: What encrypts payloads before they are stored, such as `AesGcm`; every engine
+            on the database needs the same.
     """
 
     def __init__(
@@ -81,6 +85,7 @@ class Streamline(Engine):
         cache_size: int = 10_000,
         server_timeout: Duration = "10s",
         store: RunStore | None = None,
+        payload_codec: PayloadCodec | None = None,
     ) -> None:
         self.events = EventBus()
         self.registry = registry or default_registry
@@ -93,6 +98,7 @@ class Streamline(Engine):
         self._cache_size = cache_size
         self._server_timeout = to_timedelta(server_timeout)
         self._given_store = store
+        self._payload_codec = payload_codec
         self._embedded: EmbeddedMongod | None = None
         self._store: RunStore | None = None
         self._worker: Worker | None = None
@@ -127,6 +133,8 @@ class Streamline(Engine):
             raise InvalidState("this engine is started already")
         store = await self._open_store()
         in_memory = isinstance(store, MemoryStore)
+        if self._payload_codec is not None:
+            store = SealedStore(store, self._payload_codec)
         self._store = store
         self._waiters = Waiters(store, watched=lambda: self._is_watched, polls=not in_memory)
         self._worker = Worker(
@@ -249,8 +257,13 @@ class Streamline(Engine):
         scheduler = self._worker.scheduler
         while True:
             try:
-                scheduler.watched = True
                 async for notice in store.watch():
+                    if not notice.run_id:
+                        # From here on nothing is missed; what came before is looked for once.
+                        scheduler.watched = True
+                        scheduler.notice_due()
+                        self._waiters.suspect_all()
+                        continue
                     self._worker.notice(notice)
                     if notice.status is None or notice.status.ended:
                         self._waiters.suspect(notice.run_id)

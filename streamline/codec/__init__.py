@@ -9,11 +9,14 @@ from streamline.codec.failure import (
 from streamline.codec.options import CODEC_OPTIONS
 from streamline.codec.payload import decode, encode
 from streamline.codec.revival import decode_exception
+from streamline.codec.sealing import AesGcm, PayloadCodec
 from streamline.codec.typeref import resolve_type, type_reference
 
 __all__ = [
     "CODEC_OPTIONS",
+    "AesGcm",
     "Failure",
+    "PayloadCodec",
     "decode",
     "decode_exception",
     "encode",

@@ -7,12 +7,13 @@ from collections.abc import AsyncIterator
 import pytest
 
 from streamline.store.base import RunStore
-from tests.conformance.worlds import MemoryWorld, MongoWorld, World
+from tests.conformance.worlds import MemoryWorld, MongoWorld, SealedWorld, World
 
 
 @pytest.fixture(
     params=[
         "memory",
+        "sealed",
         pytest.param("replica", marks=pytest.mark.mongo),
         pytest.param("standalone", marks=pytest.mark.mongo),
     ]
@@ -21,6 +22,8 @@ async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
     world: World
     if request.param == "memory":
         world = MemoryWorld()
+    elif request.param == "sealed":
+        world = SealedWorld()
     else:
         uri = request.getfixturevalue(f"mongod_{request.param}")
         world = MongoWorld(uri, replica_set=request.param == "replica")

@@ -6,6 +6,8 @@ import asyncio
 from collections import Counter
 from datetime import timedelta
 
+import pytest
+
 from streamline.model import Run, Status
 from streamline.store.base import RunStore
 from tests.conformance.samples import (
@@ -255,3 +257,38 @@ async def test_a_faulty_release_counts_as_a_recovery(store: RunStore) -> None:
     claimed = await store.claim_run(new_claim("w2"), "r")
     assert claimed is not None
     assert claimed.recoveries == 1
+
+
+@pytest.mark.parametrize("recoveries", [2, 3, 4])
+async def test_a_suspect_is_put_off_before_it_is_claimed_again(
+    world: World, store: RunStore, recoveries: int
+) -> None:
+    await store.create_run(held_run(store, recoveries=recoveries))
+    await world.advance(61)
+    assert await store.claim_due(new_claim("w2"), ["wf"], 10) == []
+    put_off = await load(store)
+    assert (put_off.status, put_off.recoveries) == (Status.QUEUED, recoveries + 1)
+    assert (put_off.worker, put_off.claim, put_off.fence) == (None, None, 2)
+    assert put_off.due_at is not None
+    longest = timedelta(seconds=2 ** (recoveries - 2))
+    assert put_off.due_at - store.clock.now() <= longest
+    await world.advance(longest.total_seconds())
+    claimed = await store.claim_run(new_claim("w2"), "r")
+    assert claimed is not None
+    assert (claimed.recoveries, claimed.fence) == (recoveries + 1, 3)
+
+
+async def test_a_run_past_all_recoveries_is_claimed_to_be_failed(
+    world: World, store: RunStore
+) -> None:
+    await store.create_run(held_run(store, recoveries=5))
+    await world.advance(61)
+    claimed = await store.claim_run(new_claim("w2"), "r")
+    assert claimed is not None
+    assert claimed.recoveries == 6
+
+
+async def test_a_watch_says_first_that_it_begins(world: World, store: RunStore) -> None:
+    async for notice in store.watch():
+        assert notice.run_id == ""
+        break

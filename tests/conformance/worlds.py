@@ -13,11 +13,12 @@ import bson
 from pymongo import AsyncMongoClient
 
 from streamline.clock import Alarm, Clock
-from streamline.codec import CODEC_OPTIONS
+from streamline.codec import CODEC_OPTIONS, AesGcm
 from streamline.store.base import RunStore
 from streamline.store.memory import MemoryStore
 from streamline.store.memory_data import MemoryData
 from streamline.store.mongo import MongoStore
+from streamline.store.sealed import SealedStore
 
 Document = dict[str, Any]
 
@@ -72,7 +73,7 @@ class MemoryWorld(World):
         self._clock = ManualClock()
         self._data = MemoryData()
 
-    async def store(self, *, inbox_limit: int = 4 * 1024 * 1024) -> MemoryStore:
+    async def store(self, *, inbox_limit: int = 4 * 1024 * 1024) -> RunStore:
         store = MemoryStore(self._clock, self._data, inbox_limit=inbox_limit)
         await store.open()
         return store
@@ -93,6 +94,17 @@ class MemoryWorld(World):
 
     async def close(self) -> None:
         pass
+
+
+class SealedWorld(MemoryWorld):
+    """Memory underneath, and every payload encrypted on the way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._codec = AesGcm({"k": b"k" * 32}, current="k", seal_context=True)
+
+    async def store(self, *, inbox_limit: int = 4 * 1024 * 1024) -> RunStore:
+        return SealedStore(await super().store(inbox_limit=inbox_limit), self._codec)
 
 
 class MongoWorld(World):
