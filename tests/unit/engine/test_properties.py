@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 from random_workflows import ORDERED, UNORDERED, Body, Failed, Tree, trees
 
-from streamline import NonRetryable, RunAlreadyCompleted
+from streamline import NonRetryable, RunAlreadyCompleted, current
 from streamline.model import Commit, Entry, EntryKind, Run
 from streamline.replay import Execution
 from streamline.replay.outcome import Returned
@@ -69,8 +69,6 @@ class Trial:
 
         @world.step(name="flaky")
         async def flaky(value: int, failures: int) -> int:
-            from streamline import current
-
             await turns(0)
             if current().attempt <= failures:
                 raise Failed(f"attempt {current().attempt}")
@@ -210,3 +208,66 @@ def test_a_cancel_at_any_moment_ends_the_run_or_comes_too_late(tree, seed, at):
 
     with asyncio.Runner() as runner:
         runner.run(run())
+
+
+takeovers = st.frozensets(st.tuples(st.integers(1, 8), st.booleans()), max_size=3)
+
+
+@given(tree=trees(ORDERED + UNORDERED, 6), seed=seeds, moments=takeovers)
+@settings(_profile)
+def test_a_run_taken_from_a_living_owner_stays_one_run(tree, seed, moments):
+    """Promises 1 and 3; behaviours 3, 4, 35: the old owner goes on, and writes nothing."""
+    trial = Trial(tree, seed, frozenset())
+    world = trial.world
+
+    def seize(before: bool) -> Any:
+        def hook(commit: Commit) -> bool:
+            if not before:
+                trial._after(commit)
+            if (trial.commits, before) in moments:
+                _seize(world, commit.run_id)
+            trial.commits += before
+            return False
+
+        return hook
+
+    world.before_commit, world.after_commit = seize(True), seize(False)
+
+    async def run() -> None:
+        async with world:
+            other = await world.another_worker()
+            other.mortal_store.before_commit = world.before_commit
+            other.mortal_store.after_commit = world.after_commit
+            handle = await trial.workflow.start()
+            speaking = asyncio.ensure_future(trial._speak(handle))
+            await handle.wait(SECONDS)
+            speaking.cancel()
+            await asyncio.gather(speaking, return_exceptions=True)
+            run = await world.run(handle.id)
+            trial._check_replay(run, run.journal)
+            fences = [entry.fence for entry in run.journal]
+            assert fences == sorted(fences)
+
+    with asyncio.Runner() as runner:
+        runner.run(run())
+    assert not trial.violations
+
+
+def _seize(world: World, run_id: str) -> None:
+    """Let the worker that doesn't hold a run take it, within a commit of the one that does."""
+    holder = world._shared.get(run_id)["worker"]
+    for process in (world.process, *world.others):
+        if holder is not None and process.worker.id != holder:
+            store = process.mortal_store
+            _now(store.expire_claims(holder))
+            claimed = _now(store.claim_run(process.worker.scheduler.new_claim(), run_id))
+            if claimed is not None:
+                process.worker.adopt(claimed)
+
+
+def _now(coroutine: Any) -> Any:
+    try:
+        coroutine.send(None)
+    except StopIteration as done:
+        return done.value
+    raise AssertionError("the store waited")
