@@ -38,6 +38,7 @@ class Waiters:
         self._futures: dict[str, list[asyncio.Future[Run]]] = {}
         self._suspects: set[str] = set()
         self._wake = asyncio.Event()
+        self._arrived = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -58,6 +59,7 @@ class Waiters:
         future: asyncio.Future[Run] = asyncio.get_running_loop().create_future()
         self._futures.setdefault(run_id, []).append(future)
         self._ensure_task()
+        self._arrived.set()
         if not told:
             self.suspect(run_id)
         try:
@@ -77,6 +79,11 @@ class Waiters:
         if run_id in self._futures:
             self._suspects.add(run_id)
             self._wake.set()
+
+    def suspect_all(self) -> None:
+        """Take a hint that any run may have ended."""
+        self._suspects.update(self._futures)
+        self._wake.set()
 
     async def look(self) -> int:
         """Look for all that is waited for, now; returns how many had ended."""
@@ -127,9 +134,13 @@ class Waiters:
         return len(runs)
 
     async def _sleep(self, idle: int) -> None:
-        if not self._futures or not self._polls:
+        if not self._polls:
             await self._wake.wait()
             return
+        if not self._futures:
+            # Whoever comes is polled for, also one that is to be told: the worker may lose the run.
+            self._arrived.clear()
+            await self._arrived.wait()
         poll = WATCHED_POLL if self._watched() else min(MAX_POLL, MIN_POLL * 2.0 ** min(idle, 10))
         try:
             async with asyncio.timeout(poll):

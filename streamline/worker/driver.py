@@ -115,6 +115,11 @@ class RunDriver:
         """How many messages are known to have come in."""
         return self.run.inbox_seq if self._session is None else self._session.inbox.seq
 
+    @property
+    def lost(self) -> bool:
+        """Whether the claim is known to be lost."""
+        return self._lost
+
     def lose(self) -> None:
         """Take in that the claim is lost: cancel the steps at once, write nothing any more."""
         self._lost = True

@@ -222,8 +222,9 @@ class Worker:
             self.renewed(held, self._services.store.renew(self.id, held, self._lease), until)
 
     def holds(self, run_id: str) -> bool:
-        """Whether it drives this run at present."""
-        return run_id in self._drivers
+        """Whether it drives this run at present, and will tell of its end."""
+        driver = self._drivers.get(run_id)
+        return driver is not None and not driver.lost
 
     @property
     def claimed(self) -> int:
