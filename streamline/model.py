@@ -35,6 +35,9 @@ class Status(StrEnum):
         return self in ENDED
 
 
+SUSPECT = range(3, 6)
+"""A run that went stale so often is put off before it is claimed; see `RunStore.claim_due`."""
+
 ENDED = frozenset({Status.DONE, Status.FAILED, Status.CANCELLED})
 
 
@@ -224,9 +227,12 @@ class PostResult(StrEnum):
 
 
 class Notice(msgspec.Struct, frozen=True, kw_only=True):
-    """A hint that a run changed. Hints may be lost or doubled; nothing may rely on them."""
+    """A hint that a run changed. Hints may be lost or doubled; nothing may rely on them.
 
-    run_id: str
+    One without a `run_id` says that a watch begins: what happened before it may have been missed.
+    """
+
+    run_id: str = ""
     code: str | None = None
     status: Status | None = None
     due_at: datetime | None = None

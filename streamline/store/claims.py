@@ -68,7 +68,9 @@ class Claims:
         except (OperationFailure, InvalidBSON) as error:
             await self._examine(run_id, error)
             return None
-        return None if document is None else await self._decode(document)
+        if document is None or document.get("claim") != claim.id:  # gone, or put off
+            return None
+        return await self._decode(document)
 
     async def _due_ids(self, codes: Sequence[str], limit: int) -> list[object]:
         async def find(again: bool) -> list[object]:

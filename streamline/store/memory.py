@@ -297,6 +297,7 @@ class MemoryStore(RunStore):
 
     async def _notices(self, watcher: Watcher) -> AsyncIterator[Notice]:
         try:
+            yield Notice()
             while (notice := await watcher.get()) is not None:
                 await self._alive()
                 yield notice
@@ -359,7 +360,10 @@ class MemoryStore(RunStore):
             self._set_aside(document or {}, error)
             return None
         after = None if run is None else claimed(run, claim, self.clock.now())
-        return None if after is None else self._put(after)
+        if after is None:
+            return None
+        put = self._put(after)
+        return put if put.claim == claim.id else None
 
     def _set_aside(self, document: Document, error: DataCorruption) -> None:
         kept = {key: value for key, value in document.items() if key not in SET_ASIDE_REMOVES}

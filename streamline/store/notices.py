@@ -35,6 +35,7 @@ async def watch(connection: Connection) -> AsyncIterator[Notice]:
                 raise
             return
         try:
+            yield Notice()
             async for change in stream:
                 if (notice := _notice(change)) is not None:
                     yield notice

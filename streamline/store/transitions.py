@@ -5,13 +5,15 @@ The Mongo store says the same in update operators; the conformance suite holds t
 
 from __future__ import annotations
 
+import random
 from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
 
+from streamline.clock import to_milliseconds
 from streamline.codec import Failure
-from streamline.model import Claim, Commit, Entry, Message, MessageKind, Run, Slot, Status
+from streamline.model import SUSPECT, Claim, Commit, Entry, Message, MessageKind, Run, Slot, Status
 
 _change = msgspec.structs.replace
 
@@ -27,9 +29,12 @@ def same_creation(stored: Run, run: Run) -> bool:
 
 
 def claimed(run: Run, claim: Claim, now: datetime) -> Run | None:
-    """Return the run under a claim, or None if it isn't due."""
+    """Return the run under a claim, or put off; None if it isn't due."""
     if run.due_at is None or run.due_at > now:
         return None
+    recoveries = run.recoveries + (run.status is Status.RUNNING)
+    if run.status is Status.RUNNING and recoveries in SUSPECT:
+        return _put_off(run, recoveries, now)
     return _change(
         run,
         status=Status.RUNNING,
@@ -38,7 +43,21 @@ def claimed(run: Run, claim: Claim, now: datetime) -> Run | None:
         fence=run.fence + 1,
         due_at=now + timedelta(seconds=claim.lease),
         started_at=run.started_at or now,
-        recoveries=run.recoveries + (run.status is Status.RUNNING),
+        recoveries=recoveries,
+        updated_at=now,
+    )
+
+
+def _put_off(run: Run, recoveries: int, now: datetime) -> Run:
+    delay = random.random() * 2.0 ** (recoveries - SUSPECT.start)
+    return _change(
+        run,
+        status=Status.QUEUED,
+        worker=None,
+        claim=None,
+        fence=run.fence + 1,
+        due_at=to_milliseconds(now + timedelta(seconds=delay)),
+        recoveries=recoveries,
         updated_at=now,
     )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from streamline.codec import Failure
-from streamline.model import ENDED, Claim, Commit, Message, MessageKind, Status
+from streamline.model import ENDED, SUSPECT, Claim, Commit, Message, MessageKind, Status
 from streamline.store.encoding import Document, to_builtins
 
 Pipeline = list[Document]
@@ -43,16 +43,20 @@ def due_filter(codes: Sequence[str]) -> Document:
 
 
 def claim_update(claim: Claim) -> Pipeline:
-    """Put a run under a claim."""
-    recovered = {"$cond": [_is_status(Status.RUNNING), 1, 0]}
+    """Put a run under a claim; or put it off, if it is a suspect."""
+    stale = _is_status(Status.RUNNING)
+    recoveries = _add("recoveries", {"$cond": [stale, 1, 0]})
+    suspect = {"$and": [stale, {"$in": [recoveries, list(SUSPECT)]}]}
+    doubled = {"$pow": [2, {"$subtract": [recoveries, SUSPECT.start]}]}
+    put_off = {"$add": ["$$NOW", {"$multiply": [1000, {"$rand": {}}, doubled]}]}
     fields = {
-        "status": Status.RUNNING.value,
-        "worker": _literal(claim.worker),
-        "claim": _literal(claim.id),
+        "status": {"$cond": [suspect, Status.QUEUED.value, Status.RUNNING.value]},
+        "worker": {"$cond": [suspect, "$$REMOVE", _literal(claim.worker)]},
+        "claim": {"$cond": [suspect, "$$REMOVE", _literal(claim.id)]},
         "fence": _add("fence", 1),
-        "due_at": lease_end(claim.lease),
+        "due_at": {"$cond": [suspect, put_off, lease_end(claim.lease)]},
         "started_at": {"$ifNull": ["$started_at", "$$NOW"]},
-        "recoveries": _add("recoveries", recovered),
+        "recoveries": recoveries,
         "updated_at": "$$NOW",
     }
     return [{"$set": fields}]
