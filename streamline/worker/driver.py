@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -27,6 +27,8 @@ from streamline.worker.session import Session
 from streamline.worker.steps import StepBoard, StepState
 
 _log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 RETRY_OUTAGE = 0.5
 """Seconds between tries to commit while the server is away."""
@@ -230,7 +232,8 @@ class RunDriver:
         return self._session
 
     async def _open(self, run: Run) -> None:
-        archived = await self._services.store.load_archive(run.id, run.journal_base)
+        store = self._services.store
+        archived = await self._persist(lambda: store.load_archive(run.id, run.journal_base))
         self._session = Session(
             run, archived, self._workflow, self._services, self._board, self._news, self._on_turn
         )
@@ -253,7 +256,7 @@ class RunDriver:
             self._live.refresh(await self._reload())
 
     async def _reload(self) -> Run:
-        run = await self._services.store.load_run(self.id)
+        run = await self._persist(lambda: self._services.store.load_run(self.id))
         if run is None or run.fence != self.run.fence or run.status is not Status.RUNNING:
             raise self._lease_lost()
         return run
@@ -352,14 +355,20 @@ class RunDriver:
         return True
 
     async def _write(self, commit: Commit) -> CommitResult:
-        """Commit, through outages, for as long as the claim may hold."""
+        return await self._persist(lambda: self._services.store.commit(commit))
+
+    async def _persist(self, verb: Callable[[], Awaitable[T]]) -> T:
+        """Ask the store, through outages, for as long as the claim may hold.
+
+        An outage is no fault of the run's: it must neither fail it nor count against it.
+        """
         while True:
             try:
-                return await self._services.store.commit(commit)
+                return await verb()
             except ServerUnavailable as error:
                 self._news.engine_error(error, self.run, self._services.clock.now())
                 if self._lost:
-                    return CommitResult.LOST
+                    raise self._lease_lost() from error
                 await asyncio.sleep(RETRY_OUTAGE)
 
     def _landed(self, session: Session, commit: Commit) -> None:
