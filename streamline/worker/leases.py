@@ -16,7 +16,6 @@ from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from types import FrameType
 
-from streamline.errors import StreamlineError
 from streamline.store import Renewal, RunStore
 
 _log = logging.getLogger(__name__)
@@ -97,7 +96,8 @@ class LeaseKeeper:
         until = self._store.clock.now() + timedelta(seconds=self._lease)
         try:
             renewal = self._store.renew(self._worker, held, self._lease)
-        except StreamlineError as error:
+        except Exception as error:
+            # Whatever it is: a thread that ended would let every lease run out from now on.
             _log.warning("can't renew %d leases of worker %s: %s", len(held), self._worker, error)
             if time.monotonic() - self._renewed_at > self._lease:
                 self._call(self._on_lapse)

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 
 from streamline.clock import Alarm
-from streamline.errors import StreamlineError
 from streamline.events import Event
 from streamline.model import Claim, Run
 from streamline.worker.breaker import CircuitBreaker
@@ -135,7 +134,7 @@ class Scheduler:
             try:
                 for holder in await self._services.store.claim_holders():
                     await self._take_over(holder)
-            except StreamlineError as error:
+            except Exception as error:
                 _log.warning("can't look for dead workers: %s", error)
             await asyncio.sleep(LOOK_ROUND)
 
@@ -184,11 +183,16 @@ class Scheduler:
 
     async def _claim_named(self, named: list[str]) -> int:
         claims = (self._services.store.claim_run(self.new_claim(), run_id) for run_id in named)
-        runs = [run for run in await asyncio.gather(*claims) if run is not None]
-        if named:
-            self._succeeded()
+        # One that fails must not strand the others: what they got is claimed, and so to be driven.
+        found = await asyncio.gather(*claims, return_exceptions=True)
+        runs = [run for run in found if isinstance(run, Run)]
         for run in runs:
             self._adopt(run)
+        for each in found:
+            if isinstance(each, BaseException):
+                raise each
+        if named:
+            self._succeeded()
         return len(runs)
 
     def _ring(self) -> None:
