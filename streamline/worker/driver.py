@@ -156,7 +156,9 @@ class RunDriver:
 
     def reclaim(self, run: Run) -> bool:
         """Go on with a parked run that was claimed again, if nobody wrote to it meanwhile."""
-        if self._session is None or run.rev != self.run.rev:
+        # Another run may have been put in this one's place, and have come to the same `rev`.
+        same = run.created_at == self.run.created_at and run.rev == self.run.rev
+        if self._session is None or not same:
             return False
         self._session.reclaim(run)
         self.run = self._session.run

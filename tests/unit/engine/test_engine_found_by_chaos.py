@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 
-from engine_support import SECONDS, until
+from engine_support import SECONDS, until, until_status
+from pymongo.errors import OperationFailure
 
-from streamline import ServerUnavailable, receive
+from streamline import ServerUnavailable, Status, receive
+from streamline.store.memory import MemoryStore
 from streamline.worker import driver
+from streamline.worker.leases import LeaseKeeper
 
 
 async def test_an_outage_while_a_run_is_read_does_not_fail_it(world, monkeypatch):
@@ -41,3 +44,82 @@ async def test_an_outage_while_a_run_is_read_does_not_fail_it(world, monkeypatch
     await until(lambda: len(outages) == 2)
     go_on.set()
     assert await handle.result(SECONDS) == "heard"
+
+
+async def test_a_parked_body_is_not_taken_for_that_of_a_restarted_run(world):
+    """Another run of the same id may come to the same `rev`; its body is another all the same."""
+
+    @world.workflow
+    async def flow(word: str) -> str:
+        return word + await receive("word", type=str)
+
+    first, second = world.process.worker, (await world.another_worker()).worker
+    second._concurrency = 0
+    handle = await flow.options(id="again").start("old ")
+    await until_status(handle, Status.WAITING)
+    await handle.terminate()
+    await world.advance(1)
+    first._concurrency, second._concurrency = 0, 1
+    second.scheduler.notice_room()
+    await flow.options(id="again", on_existing="restart").start("new ")
+    await until(lambda: second.cached)
+    first._concurrency, second._concurrency = 1, 0
+    first.scheduler.notice_room()
+    await handle.send("word", "heard")
+    assert await handle.result(SECONDS) == "new heard"
+
+
+async def test_one_claim_that_fails_does_not_strand_the_others(world, monkeypatch):
+    """Of runs claimed by name at once, those that were got are driven."""
+
+    @world.workflow
+    async def flow() -> str:
+        return await receive("word", type=str)
+
+    store = world.process.mortal_store
+    handles = [await flow.start() for _ in range(2)]
+    for handle in handles:
+        await until_status(handle, Status.WAITING)
+    claim_run, asked = store.claim_run, []
+
+    async def claim(claim, run_id):
+        asked.append(run_id)
+        if asked == [handles[0].id]:
+            raise ServerUnavailable("away")
+        await asyncio.sleep(0.01)
+        return await claim_run(claim, run_id)
+
+    monkeypatch.setattr(store, "claim_run", claim)
+    await asyncio.gather(*(handle.send("word", "heard") for handle in handles))
+    assert await handles[1].result(SECONDS) == "heard"
+    assert (await handles[1].get()).fence == 2  # claimed at its start and for the message
+    assert await handles[0].result(SECONDS) == "heard"
+
+
+async def test_leases_are_renewed_after_an_error_of_any_kind():
+    """An error that no repetition cures (a full disk, a right taken away) ends no thread."""
+
+    class Store(MemoryStore):
+        renewals = 0
+
+        def renew(self, worker, held, lease):
+            self.renewals += 1
+            if self.renewals == 1:
+                raise OperationFailure("no space left on device", 14031)
+            return super().renew(worker, held, lease)
+
+    store, renewed = Store(), []
+    keeper = LeaseKeeper(
+        store,
+        "worker",
+        0.03,
+        held=lambda: {"run": 1},
+        on_renewal=lambda *told: renewed.append(told),
+        on_lapse=lambda: None,
+        blocked_after=1.0,
+    )
+    keeper.start()
+    try:
+        await until(lambda: renewed)
+    finally:
+        await asyncio.to_thread(keeper.stop)
