@@ -31,8 +31,16 @@ class Inbox:
             if slot is not None or message.kind is MessageKind.CANCEL:
                 del self._messages[index]
                 self.taken.append(message.id)
+                if message.kind is MessageKind.CANCEL:
+                    self._drop_pauses(index)
                 return message, slot
         return None
+
+    def _drop_pauses(self, until: int) -> None:
+        """Drop the pauses that came before a cancel: they would keep its cleanup from running."""
+        pauses = [m for m in self._messages[:until] if m.kind is MessageKind.PAUSE]
+        self.taken.extend(pause.id for pause in pauses)
+        self._messages = [m for m in self._messages if m not in pauses]
 
     def find(self, kind: MessageKind) -> Message | None:
         """Return the first message of a kind, and leave it there."""

@@ -123,3 +123,28 @@ async def test_leases_are_renewed_after_an_error_of_any_kind():
         await until(lambda: renewed)
     finally:
         await asyncio.to_thread(keeper.stop)
+
+
+async def test_a_cancel_ends_a_run_that_was_paused_twice(world):
+    """A pause holds until a cancel, however many were sent; an acknowledged cancel is acted on."""
+    cleaned = []
+
+    @world.step
+    async def clean() -> None:
+        cleaned.append(1)
+
+    @world.workflow
+    async def flow() -> None:
+        try:
+            await receive("never")
+        finally:
+            await clean()
+
+    handle = await flow.start()
+    await until_status(handle, Status.WAITING)
+    await handle.pause()
+    await until_status(handle, Status.PAUSED)
+    await handle.pause()
+    await handle.cancel()
+    assert (await handle.wait(SECONDS)).status is Status.CANCELLED
+    assert cleaned
