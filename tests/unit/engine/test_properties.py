@@ -255,7 +255,7 @@ def test_a_run_taken_from_a_living_owner_stays_one_run(tree, seed, moments):
 
 def _seize(world: World, run_id: str) -> None:
     """Let the worker that doesn't hold a run take it, within a commit of the one that does."""
-    holder = world._shared.get(run_id)["worker"]
+    holder = world._shared.get(run_id).get("worker")
     for process in (world.process, *world.others):
         if holder is not None and process.worker.id != holder:
             store = process.mortal_store
