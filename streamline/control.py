@@ -19,7 +19,7 @@ from streamline.errors import (
 )
 from streamline.events import Event, EventBus
 from streamline.handles import RunControl, RunHandle, StartOptions
-from streamline.ids import check_name, new_id
+from streamline.ids import check_id, check_name, new_id
 from streamline.launcher import Launcher
 from streamline.model import Message, MessageKind, Notice, PostResult, Run, Slot, SlotKind, Status
 from streamline.rewinder import Rewinder
@@ -122,6 +122,8 @@ class Control(RunControl):
         self, run_id: str, channel: str, payload: Any, message_id: str | None
     ) -> None:
         check_name(channel, what="a channel")
+        if message_id is not None:
+            check_id(message_id, what="a message's id")
         encoded = self._encoded(payload, f"the message to {channel!r} of run {run_id!r}")
         run = await self._load(run_id, journal=False)
         slots = [s for s in run.awaiting if s.kind is SlotKind.RECEIVE and s.name == channel]
@@ -143,6 +145,8 @@ class Control(RunControl):
 
     async def resume_run(self, run_id: str, payload: Any, name: str | None) -> None:
         encoded = self._encoded(payload, f"the payload for run {run_id!r}")
+        if name is not None:
+            check_id(name, what="a wait's name")
         while True:
             slot = _open_wait(await self._load(run_id, journal=False), name)
             _check_type(encoded, slot, run_id)
@@ -194,6 +198,7 @@ class Control(RunControl):
     # -- control ----------------------------------------------------------------------------------
 
     async def cancel_run(self, run_id: str, reason: str | None) -> None:
+        self._check_reason(reason, run_id)
         error = _cancelled(run_id, reason)
         failure = encode_exception(error, code=error.code)
         if await self._store.cancel_unstarted(run_id, failure):
@@ -202,6 +207,7 @@ class Control(RunControl):
         await self._command(run_id, MessageKind.CANCEL, reason)
 
     async def terminate_run(self, run_id: str, reason: str | None) -> None:
+        self._check_reason(reason, run_id)
         error = _cancelled(run_id, reason)
         if await self._store.terminate(run_id, encode_exception(error, code=error.code)):
             self._worker.lose(run_id)
@@ -234,8 +240,13 @@ class Control(RunControl):
         )
 
     async def pause_run(self, run_id: str, reason: str | None) -> None:
+        self._check_reason(reason, run_id)
         if await self._command(run_id, MessageKind.PAUSE, reason) is PostResult.ENDED:
             raise RunAlreadyCompleted(f"run {run_id!r} has ended; nothing to pause", run_id=run_id)
+
+    def _check_reason(self, reason: str | None, run_id: str) -> None:
+        what = f"the reason given for run {run_id!r}"
+        decode(self._encoded(reason, what), str | None, what=what)
 
     async def unpause_run(self, run_id: str) -> None:
         if await self._store.unpause(run_id):
@@ -247,7 +258,7 @@ class Control(RunControl):
         )
 
     async def rewind_run(self, run_id: str, step: Any) -> None:
-        step_id = step if isinstance(step, str) else step.name
+        step_id = check_id(getattr(step, "name", step), what="a step's id")
         run = await self._load(run_id)
         await self._rewinder.rewind(run, step_id)
         self._tell_of_retry(run)

@@ -14,6 +14,7 @@ from streamline.context import NamedStep
 from streamline.documents import WorkflowRun
 from streamline.durations import Duration, to_seconds
 from streamline.errors import InvalidState
+from streamline.ids import check_id
 from streamline.model import Status
 
 R_co = TypeVar("R_co", covariant=True)
@@ -112,7 +113,7 @@ class RunHandle(Generic[R_co]):
 
     def __init__(self, control: RunControl, run_id: str) -> None:
         self._control = control
-        self.id = run_id
+        self.id = check_id(run_id, what="a run's id")
 
     def __repr__(self) -> str:
         return f"<RunHandle {self.id}>"

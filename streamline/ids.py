@@ -10,6 +10,7 @@ import uuid
 from streamline.errors import ValidationError
 
 _NAME = re.compile(r"[A-Za-z0-9_.:<>-]{1,100}")
+MAX_ID = 500
 
 
 def new_id() -> str:
@@ -28,8 +29,31 @@ def check_name(name: str, *, what: str) -> str:
         ValidationError: It is empty, longer than 100 characters, or holds other characters than
             letters, digits and `_ . : < > -`.
     """
-    if not _NAME.fullmatch(name):
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ValidationError(
             f"{what} can't be named {name!r}: use 1 to 100 letters, digits and _ . : < > -"
         )
     return name
+
+
+def check_id(given: str, *, what: str) -> str:
+    """Return an id that a caller gave if it is acceptable.
+
+    What isn't text is refused too: it may come from a request's JSON, and `{"$gt": ""}` in a filter
+    would fit any run.
+
+    Raises:
+        ValidationError: It isn't text of 1 to 500 characters without NUL.
+    """
+    if isinstance(given, str) and 0 < len(given) <= MAX_ID and "\x00" not in given:
+        try:
+            given.encode()
+        except UnicodeEncodeError:
+            pass
+        else:
+            return given
+    shown = repr(given)
+    raise ValidationError(
+        f"{what} must be text of 1 to {MAX_ID} characters, without NUL and valid in UTF-8: "
+        f"{shown[:50]}{'...' if len(shown) > 50 else ''}"
+    )

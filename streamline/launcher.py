@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -13,14 +14,14 @@ from streamline.codec import encode
 from streamline.definitions import Workflow
 from streamline.durations import to_seconds, to_timedelta
 from streamline.errors import RunConflict, ValidationError
-from streamline.handles import StartOptions
-from streamline.ids import new_id
+from streamline.handles import OnExisting, StartOptions
+from streamline.ids import check_id, new_id
 from streamline.model import Claim, Run, Status
 from streamline.store import RunStore
 from streamline.worker import Worker
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
-MAX_ID = 500
+_MAX_INT = 2**63 - 1
 
 
 class Launcher:
@@ -79,7 +80,8 @@ class Launcher:
         kwargs: dict[str, Any],
         options: StartOptions,
     ) -> Run:
-        run_id = _checked_id(options.id) if options.id is not None else new_id()
+        run_id = new_id() if options.id is None else check_id(options.id, what="a run's id")
+        _check_options(options, run_id)
         now = self._store.clock.now()
         due_at = _due_at(options, now)
         retention = options.expire_after if options.expire_after is not None else flow.retention
@@ -168,12 +170,32 @@ def _check_input(run: Run, stored: Run) -> None:
         )
 
 
-def _checked_id(run_id: str) -> str:
-    if not run_id or len(run_id) > MAX_ID or "\x00" in run_id:
+class _AsGiven(msgspec.Struct):
+    """What is stored as it is given: of other types, the document could not be read again."""
+
+    tags: list[str]
+    tenant: str | None
+    priority: Annotated[int, msgspec.Meta(ge=-_MAX_INT, le=_MAX_INT)]
+    on_existing: OnExisting
+
+
+def _check_options(options: StartOptions, run_id: str) -> None:
+    """Check the types of options, which may come from a request.
+
+    Raises:
+        ValidationError: One of them isn't of its type.
+    """
+    given = {name: getattr(options, name) for name in _AsGiven.__struct_fields__}
+    try:
+        checked = msgspec.convert(given | {"tags": given["tags"] or ()}, _AsGiven)
+        "".join((*checked.tags, checked.tenant or "")).encode()
+        for name in ("context", "meta"):
+            if not isinstance(getattr(options, name) or {}, Mapping):
+                raise msgspec.ValidationError(f"{name} is not a mapping")
+    except (msgspec.ValidationError, UnicodeEncodeError) as error:
         raise ValidationError(
-            f"a run's id must have 1 to {MAX_ID} characters and no NUL: {run_id[:50]!r}"
-        )
-    return run_id
+            f"the options of run {run_id!r} are not acceptable: {error}"
+        ) from error
 
 
 def _due_at(options: StartOptions, now: datetime) -> datetime:

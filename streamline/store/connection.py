@@ -49,7 +49,11 @@ _TRANSIENT = frozenset(
     {6, 7, 43, 50, 63, 64, 79, 89, 91, 112, 133, 134, 189, 202, 234, 262, 314, 317, 358, 384}
     | {9001, 10058, 10107, 11600, 11602, 13388, 13435, 13436, 50915}
 )
-_SECRET = re.compile(r"(?<=://)(?P<user>[^:@/]*):(?P<password>.*)@")
+_PASSWORD = re.compile(r"^(?P<user>[^:/]*://[^:@/]*|[^:@/]*):(?!//)(?P<secret>.*)@")
+_OPTION = re.compile(
+    r"(?P<name>[?&;][^=&;]*(?:password|passphrase|mechanismproperties)[^=&;]*)=(?P<secret>[^&;]*)",
+    re.IGNORECASE,
+)
 
 
 def is_transient(error: BaseException) -> bool:
@@ -188,7 +192,7 @@ class Connection:
         try:
             client: AsyncMongoClient[Document] = AsyncMongoClient(**self._own_arguments())
             return self._durable(client.get_default_database(DEFAULT_DATABASE))
-        except (PyMongoError, ValueError, TypeError) as error:
+        except (PyMongoError, ValueError, TypeError, OSError) as error:
             # Not chained: PyMongo's message may quote a part of a password it took for a host.
             raise ServerUnavailable(
                 f"The address {self._shown()!r} is not a valid MongoDB URI "
@@ -252,15 +256,15 @@ class Connection:
     def _shown(self) -> str:
         if self._uri is None:
             return "the given client"
-        return _SECRET.sub(r"\g<user>:***@", self._uri)
+        return _OPTION.sub(r"\g<name>=***", _PASSWORD.sub(r"\g<user>:***@", self._uri))
 
     def _clean(self, text: str) -> str:
-        found = _SECRET.search(self._uri or "")
-        secret = "" if found is None else found["password"]
-        for form in (secret, unquote_plus(secret)):
-            # A shorter one can't be told from ordinary text; to mask it would point it out.
-            if len(form) > 3:
-                text = text.replace(form, "***")
+        uri = self._uri or ""
+        for found in (*_PASSWORD.finditer(uri), *_OPTION.finditer(uri)):
+            for form in (found["secret"], unquote_plus(found["secret"])):
+                # A shorter one can't be told from ordinary text; to mask it would point it out.
+                if len(form) > 3:
+                    text = text.replace(form, "***")
         return text
 
     def _refuse(self, error: PyMongoError) -> NoReturn:
