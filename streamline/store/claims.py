@@ -6,7 +6,6 @@ import random
 from collections.abc import Awaitable, Callable, Sequence
 
 from bson.errors import InvalidBSON
-from pymongo import ReturnDocument
 from pymongo.errors import OperationFailure
 
 from streamline.errors import DataCorruption
@@ -14,6 +13,7 @@ from streamline.model import Claim, Run
 from streamline.store.connection import Connection, Document
 from streamline.store.encoding import SET_ASIDE_REMOVES, from_document, set_aside_fields
 from streamline.store.indexes import RUNS
+from streamline.store.modify import find_and_modify
 from streamline.store.updates import DUE_NOW, HAS_DUE, claim_update, due_filter
 
 _ROUNDS = 3
@@ -56,9 +56,7 @@ class Claims:
         due = {"_id": run_id, "due_at": HAS_DUE, "$expr": DUE_NOW}
 
         async def take(again: bool) -> Document | None:
-            found: Document | None = await runs.find_one_and_update(
-                due, claim_update(claim), return_document=ReturnDocument.AFTER
-            )
+            found = await find_and_modify(runs, due, claim_update(claim))
             if found is None and again:
                 found = await runs.find_one({"_id": run_id, "claim": claim.id})
             return found

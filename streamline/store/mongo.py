@@ -7,7 +7,6 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from bson.errors import InvalidBSON
-from pymongo import ReturnDocument
 from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.asynchronous.database import AsyncDatabase
 
@@ -32,6 +31,7 @@ from streamline.store.connection import Connection, Document
 from streamline.store.encoding import from_document, salvage, to_builtins, to_document
 from streamline.store.indexes import RUNS, ensure_indexes
 from streamline.store.messages import Messages
+from streamline.store.modify import find_and_modify
 from streamline.store.statements import (
     CommitGroup,
     CommitStatement,
@@ -271,9 +271,7 @@ class MongoStore(RunStore):
         fields = {"journal_base": 1, "expire_at": 1}
 
         async def end(again: bool) -> Document | None:
-            found: Document | None = await self._runs.find_one_and_update(
-                fits, update, projection=fields, return_document=ReturnDocument.AFTER
-            )
+            found = await find_and_modify(self._runs, fits, update, fields)
             if found is None and again:
                 ended = {"_id": fits["_id"], "status": Status.CANCELLED.value}
                 found = await self._runs.find_one(ended, fields)

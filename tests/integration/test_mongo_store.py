@@ -77,6 +77,22 @@ async def failing(
         await client.admin.command({**point, "mode": "off"})
 
 
+async def test_a_write_concern_error_with_labels_is_gone_through(
+    store: MongoStore, client: AsyncMongoClient[Document]
+) -> None:
+    """As a step-down leaves it, in a reply that PyMongo can't read. Found by make chaos."""
+    for run_id in ("claimed", "ended"):
+        await store.create_run(new_run(store, run_id))
+    error = {"code": 189, "errmsg": "stepped down", "errorLabels": ["RetryableWriteError"]}
+    how = {"writeConcernError": error, "errorLabels": ["RetryableWriteError"]}
+    async with failing(client, ["findAndModify"], {"times": 1}, **how):
+        claimed = await store.claim_run(new_claim(), "claimed")
+    assert claimed is not None
+    assert claimed.fence == 1
+    async with failing(client, ["findAndModify"], {"times": 1}, **how):
+        assert await store.terminate("ended", BOOM)
+
+
 # -- plans ----------------------------------------------------------------------------------------
 
 
