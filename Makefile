@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format types docs bench clean
+.PHONY: help install demo test lint format types docs bench chaos clean
 
 help:  ## List the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -45,6 +45,9 @@ docs: install  ## The site, strict
 
 bench: install  ## Benchmarks against the raw driver; sizes as arguments: make bench ARGS="--runs 200"
 	$(BIN)/python -m benchmarks $(ARGS)
+
+chaos: install  ## Faults and a checker of every promise: make chaos ARGS="--minutes 5 --topology set --seed 1"
+	$(BIN)/python -m tests.chaos $(ARGS)
 
 clean:  ## Remove what the targets made
 	rm -rf $(VENV) site dist build .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache

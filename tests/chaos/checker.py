@@ -476,6 +476,7 @@ def summarize(findings: Findings) -> str:
         by_op[op].append(f"{count} {outcome}")
     statuses = Counter((run["workflow"], run["status"]) for run in findings.runs())
     late = sorted(slept - nap for _, slept, nap in _naps(findings)) or [0.0]
+    median, most = late[len(late) // 2], late[-1]
     begun = [row for row in findings.evidence.effects if row["kind"] == "start"]
     return "\n".join(
         [
@@ -487,7 +488,7 @@ def summarize(findings: Findings) -> str:
                 f"step executions: {len(begun)}, {_repeated(begun)} of them again "
                 "(by a crash, a rewind, a restart)"
             ),
-            f"naps: {len(late)}, late by {late[len(late) // 2]:.2f} to {late[-1]:.2f} s",
+            f"naps: {len(late)}, late by {median:.2f} s (median), {most:.2f} s (most)",
         ]
     )
 

@@ -57,13 +57,18 @@ class Verdict(msgspec.Struct, frozen=True):
         if self.wrong:
             lines += [
                 f"{len(self.wrong)} VIOLATIONS",
-                *(f"- {wrong[:3000]}" for wrong in self.wrong[:20]),
+                *(f"- {_shortened(wrong)}" for wrong in self.wrong[:20]),
                 f"again: {self.command}",
                 f"traces: {self.directory}",
             ]
         else:
             lines.append("every promise held")
         return "\n".join(lines)
+
+
+def _shortened(text: str) -> str:
+    """Cut the middle out: of a stack its end tells most."""
+    return text if len(text) < 2000 else f"{text[:600]}\n[...]\n{text[-1400:]}"
 
 
 async def storm(seed: int, seconds: float, topology: str, directory: Path) -> Verdict:
