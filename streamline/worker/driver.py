@@ -158,11 +158,11 @@ class RunDriver:
         """Go on with a parked run that was claimed again, if nobody wrote to it meanwhile."""
         # Another run may have been put in this one's place, and have come to the same `rev`.
         same = run.created_at == self.run.created_at and run.rev == self.run.rev
-        if self._session is None or not same:
+        # One that lost its claim, or seemed to as it parked, has forgotten the steps it waits for.
+        if self._session is None or self._lost or not same:
             return False
         self._session.reclaim(run)
         self.run = self._session.run
-        self._lost = False
         self._stale_inbox = False  # the claim brought the inbox as it is
         return True
 
@@ -205,12 +205,12 @@ class RunDriver:
                 return status
             # A process that stood still for longer than its lease may have lost the run: another
             # may have run these steps, and recorded them. The next renewal tells.
-            suspended = self._lease_is_over()
+            suspended = self._lost or self._lease_is_over()
             for state in () if suspended else starting:
                 self._board.start(state, session.body)
             if self._draining and not self._board.running:
                 return status
-            if not self._board.facts:
+            if not (self._board.facts or self._lost):
                 await self._sleep(None if suspended else session.next_due())
 
     async def _sleep(self, due: datetime | None) -> None:
@@ -251,11 +251,12 @@ class RunDriver:
         await self._open(run)
 
     async def _look_at_inbox(self) -> None:
-        if self._lost:
-            raise self._lease_lost()
-        if self._stale_inbox:
+        if self._stale_inbox and not self._lost:
             self._stale_inbox = False
             self._live.refresh(await self._reload())
+        # After the wait, too: without its steps, which are forgotten, the run would be parked.
+        if self._lost:
+            raise self._lease_lost()
 
     async def _reload(self) -> Run:
         run = await self._persist(lambda: self._services.store.load_run(self.id))

@@ -6,6 +6,7 @@ import asyncio
 
 from engine_support import SECONDS, until, until_status
 from pymongo.errors import OperationFailure
+from tenacity import wait_fixed
 
 from streamline import ServerUnavailable, Status, receive
 from streamline.store.memory import MemoryStore
@@ -122,7 +123,7 @@ async def test_leases_are_renewed_after_an_error_of_any_kind():
     try:
         await until(lambda: renewed)
     finally:
-        await asyncio.to_thread(keeper.stop)
+        await keeper.stop()
 
 
 async def test_a_cancel_ends_a_run_that_was_paused_twice(world):
@@ -148,3 +149,69 @@ async def test_a_cancel_ends_a_run_that_was_paused_twice(world):
     await handle.cancel()
     assert (await handle.wait(SECONDS)).status is Status.CANCELLED
     assert cleaned
+
+
+async def test_a_claim_that_lapses_while_its_run_is_read_writes_nothing(world, monkeypatch):
+    """Its steps are cancelled and forgotten by then: it would park the run as if none were asked.
+
+    Found with seed 301: a run stood still for ever, beside a message in its inbox.
+    """
+    go_on, reading, read = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    calls = []
+
+    @world.step
+    async def hold() -> None:
+        calls.append(1)
+        if len(calls) == 1:
+            await go_on.wait()
+
+    @world.workflow
+    async def flow() -> str:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(hold())
+            return await receive("word", type=str)
+
+    store = world.process.mortal_store
+    load_run = store.load_run
+
+    async def slow(run_id, *, journal=True):
+        reading.set()
+        await read.wait()
+        return await load_run(run_id, journal=journal)
+
+    handle = await flow.start()
+    await until(lambda: world.process.worker.quiet)
+    monkeypatch.setattr(store, "load_run", slow)
+    await handle.send("word", "heard")
+    await reading.wait()
+    world.process.worker.lose(handle.id)  # its lease ran out here; nobody else has taken it
+    read.set()
+    await world.another_worker()
+    assert await handle.result(SECONDS) == "heard"
+    assert len(calls) == 2
+
+
+async def test_a_body_parked_by_a_claim_that_lapsed_is_not_gone_on_with(world):
+    """Its board of steps was emptied, so the retry that it waits for would never come."""
+    calls = []
+
+    @world.step(attempts=2, wait=wait_fixed(60))
+    async def flaky() -> str:
+        calls.append(1)
+        if len(calls) == 1:
+            raise ConnectionError("at first")
+        return "done"
+
+    @world.workflow
+    async def flow() -> str:
+        return await flaky()
+
+    def lapse(commit):
+        if commit.status is Status.WAITING:
+            world.process.worker.lose(commit.run_id)
+        return False
+
+    world.process.mortal_store.before_commit = lapse
+    handle = await flow.start()
+    assert await handle.result(SECONDS) == "done"
+    assert len(calls) == 2
