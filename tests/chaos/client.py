@@ -125,7 +125,8 @@ class RunLife:
         facts = {"flow": self.flow, "seed": self.seed, "delay": self._delay}
         outcome, _ = await self._client.history.tell("start_anonymous", "", begin, **facts)
         if outcome == "ok":
-            await self.tell("start", self._nothing, **facts)
+            # When it was asked for is in the other call: the delay counts from there.
+            await self.tell("start", self._nothing, **facts | {"delay": None})
         return outcome
 
     async def _nothing(self) -> None:
