@@ -12,6 +12,7 @@ import random as _random
 import uuid as _uuid
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Coroutine, Mapping, MutableMapping
+from concurrent.futures import Executor
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from threading import Event
@@ -99,6 +100,8 @@ class BodyRuntime(Runtime):
 class StepRuntime(Runtime):
     """What a step can ask on top."""
 
+    threads: Executor | None
+    """Where plain functions run; None for the event loop's own pool."""
     step_id: str
     attempt: int
     last_heartbeat: Any
@@ -125,6 +128,12 @@ def body_runtime() -> BodyRuntime | None:
     """Return the runtime if this is a workflow body."""
     runtime = _runtime.get()
     return runtime if isinstance(runtime, BodyRuntime) else None
+
+
+def step_threads() -> Executor | None:
+    """Return where a plain step runs: in a run the worker's threads, else None."""
+    runtime = _runtime.get()
+    return runtime.threads if isinstance(runtime, StepRuntime) else None
 
 
 def in_step() -> bool:

@@ -18,7 +18,7 @@ from streamline.control import Control
 from streamline.definitions import Registry, Workflow, default_registry
 from streamline.documents import bind_documents
 from streamline.durations import Duration, to_seconds, to_timedelta
-from streamline.errors import InvalidState, ServerUnavailable
+from streamline.errors import InvalidState
 from streamline.events import EventBus
 from streamline.handles import (
     Engine,
@@ -61,7 +61,8 @@ class Streamline(Engine):
         worker: Whether to drive runs here; False makes a client only.
         lease: How long a claim holds unless renewed. A worker renews every third of it; a dead
             worker's runs are taken over after it (at once, on the same host).
-        concurrency: How many runs are driven at once.
+        concurrency: How many runs are driven at once; and how many steps that are plain functions
+            run at once, in threads of the engine's own.
         registry: The definitions to drive; the global registry by default.
         data: Where an embedded mongod keeps its data.
         payload_limit: How many bytes one payload may have: arguments, a result, a message.
@@ -269,7 +270,8 @@ class Streamline(Engine):
                         self._waiters.suspect(notice.run_id)
                 scheduler.watched = False
                 return
-            except ServerUnavailable as error:
+            except Exception as error:
+                # Whatever it is: if this task ended, all would rely on notices that never come.
                 scheduler.watched = False
                 _log.warning("no notices from the server for now, polling instead: %s", error)
                 await asyncio.sleep(WATCH_AGAIN)

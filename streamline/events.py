@@ -17,6 +17,9 @@ import msgspec
 
 _log = logging.getLogger(__name__)
 
+DRAIN = 5.0
+"""Seconds that async listeners get when the engine stops."""
+
 EVENT_NAMES = frozenset(
     {
         "workflow:started",
@@ -95,29 +98,40 @@ class EventBus:
         for listener in [*self._listeners.get(event.name, ()), *self._listeners.get("*", ())]:
             try:
                 result = listener(event)
-            except Exception as error:
+            except KeyboardInterrupt:
+                raise  # somebody who wants to end the process
+            except BaseException as error:  # a SystemExit in here would end a run's driver
                 self._report(event, error)
             else:
                 if inspect.isawaitable(result):
                     self._follow(event, result)
 
-    async def drain(self) -> None:
-        """Wait until the async listeners called so far are done."""
-        while self._tasks:
-            await asyncio.gather(*self._tasks)
+    async def drain(self, timeout: float = DRAIN) -> None:
+        """Wait until the async listeners called so far are done; cancel those that take longer."""
+        own = asyncio.current_task()
+        if tasks := {task for task in self._tasks if task is not own}:
+            _, slow = await asyncio.wait(tasks, timeout=timeout)
+            for task in slow:
+                _log.warning("a listener has not ended after %g s and is cancelled", timeout)
+                task.cancel()
 
     def _follow(self, event: Event, awaitable: Any) -> None:
         async def follow() -> None:
             try:
                 await awaitable
-            except Exception as error:
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:
+                task = asyncio.current_task()
+                if task is not None and task.cancelling():
+                    raise
                 self._report(event, error)
 
         task = asyncio.get_running_loop().create_task(follow())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _report(self, event: Event, error: Exception) -> None:
+    def _report(self, event: Event, error: BaseException) -> None:
         _log.error("a listener of %r raised", event.name, exc_info=error)
         if event.name != "engine:error":
             self.emit(Event(name="engine:error", at=event.at, run_id=event.run_id, error=error))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import functools
 import inspect
 from collections.abc import Callable, Coroutine
@@ -14,7 +15,7 @@ from tenacity.retry import retry_base
 from tenacity.stop import stop_base
 from tenacity.wait import wait_base
 
-from streamline.context import body_runtime
+from streamline.context import body_runtime, step_threads
 from streamline.definitions.signature import Signature
 from streamline.ids import check_name
 from streamline.retry import RetryPolicy
@@ -91,8 +92,27 @@ class Step(Generic[P, R_co]):
         if self.is_async:
             result = await self.fn(*args, **kwargs)
         else:
-            result = await asyncio.to_thread(self.fn, *args, **kwargs)
+            result = await _in_thread(functools.partial(self.fn, *args, **kwargs))
         return result
 
     def __repr__(self) -> str:
         return f"<step {self.name}>"
+
+
+async def _in_thread(call: Callable[[], Any]) -> Any:
+    keep = functools.partial(_keep, contextvars.copy_context(), call)
+    loop = asyncio.get_running_loop()
+    value, error = await loop.run_in_executor(step_threads(), keep)
+    if error is not None:
+        raise error
+    return value
+
+
+def _keep(
+    context: contextvars.Context, call: Callable[[], Any]
+) -> tuple[Any, BaseException | None]:
+    # As a value: a future refuses a StopIteration, and whoever waits for it waits for ever.
+    try:
+        return context.run(call), None
+    except BaseException as error:
+        return None, error

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
 from datetime import timedelta
 from types import MappingProxyType
 from typing import Any
@@ -43,6 +44,7 @@ class StepAttempt(StepRuntime):
         last_heartbeat: The details of an earlier attempt's last heartbeat.
         on_heartbeat: Called in the event loop with the encoded details of each heartbeat.
         limit: How many bytes a payload may have.
+        threads: Where plain functions run.
     """
 
     def __init__(
@@ -55,7 +57,9 @@ class StepAttempt(StepRuntime):
         last_heartbeat: Any,
         on_heartbeat: Callable[[Any], None],
         limit: int,
+        threads: Executor | None = None,
     ) -> None:
+        self.threads = threads
         self.run = execution.run
         self.step_id = command.id
         self.attempt = attempt
@@ -100,12 +104,15 @@ class StepAttempt(StepRuntime):
         if self._timeout is None and silence is None:
             return await self._call()
         limit = None if silence is None else silence.total_seconds()
-        task = self._loop.create_task(self._call())
+        task = self._loop.create_task(self._call_kept())
         whole, quiet = asyncio.timeout(self._timeout), asyncio.timeout(limit)
         try:
             async with whole, quiet:
                 self._silence = quiet
-                return await asyncio.shield(task)
+                returned, error = await asyncio.shield(task)
+            if error is not None:
+                raise error
+            return returned
         except TimeoutError:
             if whole.expired():
                 raise await self._stop(task, f"took longer than {self._timeout:g} s") from None
@@ -129,6 +136,13 @@ class StepAttempt(StepRuntime):
         elif not task.cancelled() and task.exception() is not None:
             _log.debug("%s; its cleanup raised", what, exc_info=task.exception())
         return StepTimeout(what, run_id=self.run.id, step=self.step_id)
+
+    async def _call_kept(self) -> tuple[Any, BaseException | None]:
+        try:
+            return await self._call(), None
+        except (SystemExit, KeyboardInterrupt) as error:
+            # Raised out of a task, these go through the event loop and end the process.
+            return None, error
 
     async def _call(self) -> Any:
         # The task is this attempt's own, so its context is too.

@@ -7,6 +7,7 @@ renewed, the blocking run's is not, and its stack is logged.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import sys
 import threading
@@ -19,6 +20,9 @@ from types import FrameType
 from streamline.store import Renewal, RunStore
 
 _log = logging.getLogger(__name__)
+
+STOP_GRACE = 5.0
+"""Seconds that a renewal in flight gets when the worker stops."""
 
 
 class LeaseKeeper:
@@ -60,6 +64,7 @@ class LeaseKeeper:
         self._reported = False
         self._renewed_at = time.monotonic()
         self._stopped = threading.Event()
+        self._ended = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name="streamline-leases", daemon=True)
         self.active_run: str | None = None
         """The run whose body is being turned at this moment; set by the event loop's thread."""
@@ -68,12 +73,21 @@ class LeaseKeeper:
         """Start the thread."""
         self._thread.start()
 
-    def stop(self) -> None:
-        """End the thread; blocks until it has ended, at most for one renewal."""
+    async def stop(self) -> None:
+        """End the thread; waits until it has ended, at most for one renewal."""
         self._stopped.set()
-        self._thread.join(timeout=5)
+        # Not joined in a thread of the loop's pool: that may be full of what others run there.
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._ended.wait(), STOP_GRACE)
 
     def _run(self) -> None:
+        try:
+            self._keep()
+        finally:
+            with contextlib.suppress(RuntimeError):  # the loop was closed
+                self._loop.call_soon_threadsafe(self._ended.set)
+
+    def _keep(self) -> None:
         tick = min(self._lease / 3, self._blocked_after / 2, 1.0)
         next_renewal = time.monotonic() + self._lease / 3
         while not self._stopped.wait(tick):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Executor
 from datetime import timedelta
 
 import msgspec
@@ -26,5 +27,7 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
     """A run whose next timer or retry is nearer than this isn't parked but kept."""
     max_recoveries: int
     """How often a claim may go stale without progress before the run is failed."""
+    threads: Executor | None = None
+    """Where steps that are plain functions run; the worker makes it."""
     replace_step: Callable[[Step[..., object]], Step[..., object]] | None = None
     """Lets tests put another step in the place of one."""

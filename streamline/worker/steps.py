@@ -187,6 +187,7 @@ class StepBoard:
             last_heartbeat=state.heartbeat,
             on_heartbeat=lambda details: self._beat(state, details),
             limit=self._services.payload_limit,
+            threads=self._services.threads,
         )
         state.task = asyncio.get_running_loop().create_task(
             self._attempt(state, state.running), name=f"{execution.run.id}/{state.command.id}"
@@ -220,7 +221,7 @@ class StepBoard:
         now = self._services.clock.now()
         try:
             verdict, retry_at = self._judge(state, result, now)
-        except Exception as mistake:
+        except BaseException as mistake:
             # A strategy is user code too; were this let out, the run would wait for ever.
             mistake.__cause__ = mistake.__cause__ or result.error
             result = AttemptResult(error=mistake)

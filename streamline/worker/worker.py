@@ -7,8 +7,11 @@ import contextlib
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from typing import Any
+
+import msgspec
 
 from streamline.codec import encode_exception
 from streamline.definitions import Workflow
@@ -38,7 +41,7 @@ class Worker:
     Args:
         services: What its drivers need.
         lease: The length of a claim in seconds.
-        concurrency: How many runs it drives at once.
+        concurrency: How many runs it drives, and plain steps it has in threads, at once.
         cache_size: How many parked runs stay in memory.
         on_ended: Called with each run that ends here.
         polls: Whether the scheduler polls; see `Scheduler`.
@@ -57,6 +60,10 @@ class Worker:
         threaded: bool = True,
     ) -> None:
         self.id = str(WorkerId.new())
+        self._threads = ThreadPoolExecutor(
+            max(1, concurrency), thread_name_prefix="streamline-step"
+        )
+        services = msgspec.structs.replace(services, threads=self._threads)
         self._services = services
         self._lease = lease
         self._concurrency = concurrency
@@ -119,7 +126,9 @@ class Worker:
         self._evict_all()
         await asyncio.gather(*self._errands)
         if self._keeper is not None:
-            await asyncio.to_thread(self._keeper.stop)
+            await self._keeper.stop()
+        # Not waited for: a step that hangs in a thread must not keep the engine from stopping.
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     def kill(self) -> None:
         """Drop everything at once, as if the process had died; for tests."""
