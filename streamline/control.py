@@ -106,8 +106,9 @@ class Control(RunControl):
         held = self._worker.holds(run_id)
         if not held:
             run = await self._load(run_id, journal=False)
-            if run.status.ended:
-                return run
+            # Read again: an end that isn't durable yet may still be undone, and is waited for.
+            if run.status.ended and (found := await self._store.load_ended([run_id])):
+                return found[0]
         return await self._waiters.ended(run_id, timeout, told=held)
 
     async def _load(self, run_id: str, *, journal: bool = True) -> Run:

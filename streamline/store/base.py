@@ -103,7 +103,8 @@ class RunStore(ABC):
     async def load_ended(self, run_ids: Sequence[str]) -> list[Run]:
         """Return those of the runs that have ended, without journal and inbox, in one query.
 
-        Rule: one that can't be read is returned as failed with `DATA_CORRUPTION`.
+        Rules: only durable ends, which no failover undoes: callers act on them. One that can't be
+        read is returned as failed with `DATA_CORRUPTION`.
         """
 
     @abstractmethod

@@ -9,6 +9,7 @@ from typing import Any
 from bson.errors import InvalidBSON
 from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.asynchronous.database import AsyncDatabase
+from pymongo.read_concern import ReadConcern
 
 from streamline.codec import Failure
 from streamline.errors import DataCorruption
@@ -128,7 +129,9 @@ class MongoStore(RunStore):
     async def load_ended(self, run_ids: Sequence[str]) -> list[Run]:
         async def read(again: bool) -> list[Document]:
             query = {"_id": {"$in": list(run_ids)}, "status": {"$in": updates.ENDED_VALUES}}
-            return await self._runs.find(query, {"journal": 0, "inbox": 0}).to_list()
+            # Callers act on an end: one that a failover may still undo is none.
+            runs = self._runs.with_options(read_concern=ReadConcern("majority"))
+            return await runs.find(query, {"journal": 0, "inbox": 0}).to_list()
 
         return [self._read_leniently(found) for found in await self._connection.persist(read)]
 

@@ -480,6 +480,35 @@ async def test_the_path_of_the_address_names_the_database(mongod: Mongod) -> Non
 # -- failover -------------------------------------------------------------------------------------
 
 
+async def test_an_end_that_a_failover_may_undo_is_told_to_nobody() -> None:
+    """Only what a majority has is an end: a caller acts on it."""
+    replicas = ReplicaSet(3)
+    parameters = {"enableTestCommands": 1}
+    replicas.nodes = [Mongod("rs", initiate=False, parameters=parameters) for _ in range(3)]
+    with replicas:
+        store = MongoStore(replicas.uri, timeout=timedelta(seconds=30))
+        await store.open()
+        run = held_run(store)
+        await store.create_run(run)
+        primary = await asyncio.to_thread(replicas.primary)
+        followers = [AsyncMongoClient(n.uri) for n in replicas.nodes if n is not primary]
+        point = {"configureFailPoint": "stopReplProducer"}
+        for follower in followers:
+            await follower.admin.command({**point, "mode": "alwaysOn"})
+        commit = commit_of(run, status=Status.DONE, output=1, ended_at=store.clock.now())
+        committing = asyncio.create_task(store.commit(commit))
+        async with asyncio.timeout(5):
+            while (await load(store, run.id)).status is not Status.DONE:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        assert await store.load_ended([run.id]) == []
+        for follower in followers:
+            await follower.admin.command({**point, "mode": "off"})
+            await follower.close()
+        assert await committing is CommitResult.LANDED
+        assert [found.output for found in await store.load_ended([run.id])] == [1]
+        await store.close()
+
+
 async def test_commits_go_on_through_a_failover() -> None:
     with ReplicaSet(3) as replicas:
         store = MongoStore(replicas.uri, timeout=timedelta(seconds=30))
