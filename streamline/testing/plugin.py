@@ -1,7 +1,8 @@
 """The pytest plugin: fixtures for testing workflows. pytest finds it by its entry point.
 
 The fixtures are asynchronous; they need pytest-asyncio (or anyio's plugin) in the test environment.
-What they import is imported when they are used, so that other test suites don't pay for it.
+pytest loads this module, and so the package, in every session of an environment that has streamline;
+suites that don't want it say `-p no:streamline`.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ import importlib
 import importlib.util
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import pytest
+from pymongo import AsyncMongoClient
 
-if TYPE_CHECKING:  # for type checkers only: see above
-    from streamline.engine import Streamline
-    from streamline.testing.environment import Environment
+from streamline.engine import Streamline
+from streamline.testing.environment import Environment
+from streamline.testing.servers import mongod_uri
 
 Fixture = TypeVar("Fixture", bound=Callable[..., Any])
 
@@ -32,8 +34,6 @@ def _async_fixture(function: Fixture) -> Fixture:
 @_async_fixture
 async def streamline() -> AsyncIterator[Environment]:
     """Give an engine in memory, with skipped time, mocks and crashes: see `Environment`."""
-    from streamline.testing.environment import Environment
-
     async with Environment() as environment:
         yield environment
 
@@ -41,8 +41,6 @@ async def streamline() -> AsyncIterator[Environment]:
 @pytest.fixture(scope="session")
 def streamline_mongod() -> Iterator[str]:
     """Give the URI of a real mongod, started once for the whole session."""
-    from streamline.testing.servers import mongod_uri
-
     with mongod_uri() as uri:
         yield uri
 
@@ -50,10 +48,6 @@ def streamline_mongod() -> Iterator[str]:
 @_async_fixture
 async def streamline_mongo(streamline_mongod: str) -> AsyncIterator[Streamline]:
     """Give an engine on a real mongod, with a database of its own that is dropped in the end."""
-    from pymongo import AsyncMongoClient
-
-    from streamline.engine import Streamline
-
     async with AsyncMongoClient[dict[str, Any]](streamline_mongod, tz_aware=True) as client:
         database = client[f"test_{uuid.uuid4().hex[:12]}"]
         try:

