@@ -158,6 +158,10 @@ def documents_alone(findings: Findings) -> Iterator[str]:
     evidence = findings.evidence
     for run_id, run in evidence.runs.items():
         effects = [row for row in evidence.effects if row["run"] == run_id]
+        if findings.of(run_id, "restart"):
+            # The run before it was terminated; who held that one may learn it after a step or two.
+            first = min((entry["fence"] for entry in evidence.journals[run_id]), default=0)
+            effects = [row for row in effects if row["fence"] >= first]
         alone = Evidence({run_id: run}, {run_id: evidence.journals[run_id]}, effects)
         for test in (
             documents.check_ended,
@@ -402,9 +406,12 @@ def delays(findings: Findings) -> Iterator[str]:
     for (run, _), ran in findings.executions.items():
         first[run] = min(first.get(run, ran[0]["at"]), ran[0]["at"])
     for run, at in first.items():
-        begun = [c for c in findings.of(run, "start") if c.facts["delay"]]
-        call = min(begun, key=lambda call: call.began, default=None)
-        if call is not None and at < call.began + call.facts["delay"] - CLOCKS:
+        call = min(findings.of(run, "start"), key=lambda call: call.began, default=None)
+        if (
+            call is not None
+            and call.facts["delay"]
+            and at < call.began + call.facts["delay"] - CLOCKS
+        ):
             yield f"{run}: began {at - call.began:.3f} s after {call}"
 
 

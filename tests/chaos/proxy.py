@@ -37,8 +37,9 @@ class Proxy:
     async def __aexit__(self, *exception: object) -> None:
         assert self._server is not None
         self._server.close()
+        lines = list(self._lines)
         self.cut()
-        await asyncio.gather(*self._lines, return_exceptions=True)
+        await asyncio.gather(*lines, return_exceptions=True)
 
     # -- faults -----------------------------------------------------------------------------------
 
@@ -85,7 +86,7 @@ class Proxy:
             pass
         finally:
             self._lines.discard(task)
-            _abort(writer)
+            await _abort(writer)
 
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         upstream, server = await asyncio.open_connection(*self._target)
@@ -99,7 +100,7 @@ class Proxy:
             for pump in pumps:
                 pump.cancel()
             await asyncio.gather(*pumps, return_exceptions=True)
-            _abort(server)
+            await _abort(server)
 
     async def _pump(
         self, direction: str, source: asyncio.StreamReader, sink: asyncio.StreamWriter
@@ -113,6 +114,8 @@ class Proxy:
             await sink.drain()
 
 
-def _abort(writer: asyncio.StreamWriter) -> None:
+async def _abort(writer: asyncio.StreamWriter) -> None:
     with contextlib.suppress(OSError, RuntimeError):
         writer.transport.abort()
+        writer.close()
+        await writer.wait_closed()

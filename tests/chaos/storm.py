@@ -13,7 +13,7 @@ import msgspec
 from bson import json_util
 from pymongo.errors import PyMongoError
 
-from streamline import Streamline
+from streamline import Status, Streamline
 from tests.acceptance.checker import ENDED, describe
 from tests.chaos import flows
 from tests.chaos.checker import Findings, check, gather, summarize
@@ -24,6 +24,8 @@ from tests.chaos.trail import Trail
 
 QUIET = 60.0
 """Seconds within which every run must have ended once the faults have stopped."""
+PROBE = 20.0
+"""Seconds within which a pause must be acted on then."""
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -97,6 +99,7 @@ async def _let_all_end(site: Site) -> list[str]:
     runs = site.database.workflow_runs
     under_way: list[dict[str, Any]] = []
     async with engine:
+        unheard = await closer.probe_pauses()
         try:
             async with asyncio.timeout(QUIET):
                 while True:
@@ -105,11 +108,12 @@ async def _let_all_end(site: Site) -> list[str]:
                     except PyMongoError:
                         continue
                     if not under_way:
-                        return []
+                        return unheard
                     await asyncio.gather(*(closer.help(run) for run in under_way))
                     await asyncio.sleep(0.5)
         except TimeoutError:
-            return [f"stuck, {QUIET:g} s after the last fault: {describe(under_way)}"]
+            stuck = f"stuck, {QUIET:g} s after the last fault: {describe(under_way)}"
+            return [*unheard, stuck]
 
 
 class _Closer:
@@ -120,6 +124,31 @@ class _Closer:
         self._history = history
         self._rng = rng
         self._sent: set[str] = set()
+
+    async def probe_pauses(self) -> list[str]:
+        """Pause runs while all is quiet: what was acknowledged is done. `help` unpauses them."""
+        return [
+            wrong
+            for wrong in await asyncio.gather(*(self._probe_pause(number) for number in range(3)))
+            if wrong
+        ]
+
+    async def _probe_pause(self, number: int) -> str:
+        run, seed = f"probe-{number}", 3 + 4 * number
+        launch = flows.guarded.options(engine=self._engine, id=run)
+        facts = {"flow": "guarded", "seed": seed, "delay": None}
+        await self._history.tell("start", run, lambda: launch.start(seed), **facts)
+        handle = self._engine.handle(run)
+        outcome, _ = await self._history.tell("pause", run, handle.pause)
+        if outcome != "ok":
+            return f"pause: {run} could not be paused in peace"
+        try:
+            async with asyncio.timeout(PROBE):
+                while await handle.status() is not Status.PAUSED:  # noqa: ASYNC110
+                    await asyncio.sleep(0.1)  # asked as any client would
+        except TimeoutError:
+            return f"pause: {run} was not paused within {PROBE:g} s, it is {await handle.status()}"
+        return ""
 
     async def help(self, run: dict[str, Any]) -> None:
         """Give a run what it may be waiting for."""
