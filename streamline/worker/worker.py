@@ -15,7 +15,7 @@ import msgspec
 
 from streamline.codec import encode_exception
 from streamline.definitions import Workflow
-from streamline.errors import LeaseLost, ServerUnavailable, StreamlineError, WorkflowNotFound
+from streamline.errors import LeaseLost, StreamlineError, WorkflowNotFound
 from streamline.events import Event
 from streamline.model import Commit, Notice, Run, Status
 from streamline.store import Renewal
@@ -348,7 +348,7 @@ class Worker:
     async def _release(self, run_id: str, fence: int, *, faulty: bool = False) -> None:
         try:
             await self._services.store.release(run_id, fence, faulty=faulty)
-        except ServerUnavailable as error:
+        except Exception as error:  # a full disk too: nothing else may stop for it
             _log.warning("can't hand back run %r; its lease will run out: %s", run_id, error)
 
     def _spawn(self, errand: Coroutine[Any, Any, None]) -> None:
@@ -374,7 +374,7 @@ class Worker:
         )
         try:
             await self._services.store.commit(commit)
-        except StreamlineError as second:
+        except Exception as second:
             _log.warning("can't fail run %r: %s", driver.id, second)
 
     # -- telling ----------------------------------------------------------------------------------

@@ -215,3 +215,32 @@ async def test_a_body_parked_by_a_claim_that_lapsed_is_not_gone_on_with(world):
     handle = await flow.start()
     assert await handle.result(SECONDS) == "done"
     assert len(calls) == 2
+
+
+async def test_a_claim_that_cannot_be_handed_back_stops_nothing(world, monkeypatch):
+    """Whatever the server says to it: the lease runs out by itself."""
+    calls = []
+
+    @world.step
+    async def hold() -> str:
+        calls.append(1)
+        if len(calls) == 1:
+            await asyncio.Event().wait()
+        return "done"
+
+    @world.workflow
+    async def flow() -> str:
+        return await hold()
+
+    async def refuse(run_id, fence, *, faulty=False):
+        raise OperationFailure("no space left on device", 14031)
+
+    world.process.worker._concurrency = 0
+    other = await world.another_worker()
+    monkeypatch.setattr(other.mortal_store, "release", refuse)
+    handle = await flow.start()
+    await until(lambda: calls)
+    await other.stop(0)
+    world.process.worker._concurrency = 1
+    world.process.worker.scheduler.notice_room()
+    assert await handle.result(SECONDS) == "done"
