@@ -108,12 +108,15 @@ class EventBus:
 
     async def drain(self, timeout: float = DRAIN) -> None:
         """Wait until the async listeners called so far are done; cancel those that take longer."""
-        own = asyncio.current_task()
-        if tasks := {task for task in self._tasks if task is not own}:
-            _, slow = await asyncio.wait(tasks, timeout=timeout)
-            for task in slow:
-                _log.warning("a listener has not ended after %g s and is cancelled", timeout)
-                task.cancel()
+        loop, own = asyncio.get_running_loop(), asyncio.current_task()
+        deadline = loop.time() + timeout
+        slow: set[asyncio.Task[None]] = set()
+        # Again and again: a listener may emit events of its own.
+        while not slow and (tasks := {task for task in self._tasks if task is not own}):
+            _, slow = await asyncio.wait(tasks, timeout=max(0.0, deadline - loop.time()))
+        for task in slow:
+            _log.warning("a listener has not ended after %g s and is cancelled", timeout)
+            task.cancel()
 
     def _follow(self, event: Event, awaitable: Any) -> None:
         async def follow() -> None:

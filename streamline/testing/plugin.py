@@ -1,8 +1,8 @@
 """The pytest plugin: fixtures for testing workflows. pytest finds it by its entry point.
 
 The fixtures are asynchronous; they need pytest-asyncio (or anyio's plugin) in the test environment.
-pytest loads this module, and so the package, in every session of an environment that has streamline;
-suites that don't want it say `-p no:streamline`.
+pytest loads this module, and so the package, in every session of an environment that has
+streamline; suites that don't want it say `-p no:streamline`.
 """
 
 from __future__ import annotations
