@@ -23,7 +23,8 @@ demo: install  ## Order processing that survives kill -9, on an embedded mongod
 
 test: install  ## All tests, on the in-memory store and on a real mongod, with coverage
 	rm -f .coverage .coverage.*
-	$(BIN)/python -m coverage run -m pytest tests -n 2 --dist loadfile
+	$(BIN)/python -m coverage run -m pytest tests -m "not kill" -n 2 --dist loadfile
+	$(BIN)/python -m coverage run -m pytest tests -m kill  # alone: each has many processes of its own
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report
 
