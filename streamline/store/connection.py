@@ -145,7 +145,7 @@ class Connection:
         """
         last: PyMongoError | None = None
         try:
-            async with asyncio.timeout(self.timeout):
+            async with asyncio.timeout(self.timeout) as limit:
                 try:
                     return await operation(False)
                 except PyMongoError as error:
@@ -167,6 +167,13 @@ class Connection:
                             raise
         except TimeoutError as error:
             self._unavailable(last or error)
+        except RuntimeError as error:
+            # PyMongo (4.20), cancelled while it waits for a primary, raises this instead.
+            if "Lock is not acquired" not in str(error):
+                raise
+            if limit.expired():
+                self._unavailable(last or error)
+            raise asyncio.CancelledError from error
         raise AssertionError("unreachable")
 
     def twin(self) -> Database[Document]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 
+import pytest
 from engine_support import SECONDS, until, until_status
 from pymongo.errors import OperationFailure
 from tenacity import wait_fixed
 
 from streamline import ServerUnavailable, Status, receive
+from streamline.store.connection import Connection
 from streamline.store.memory import MemoryStore
 from streamline.worker import driver
 from streamline.worker.leases import LeaseKeeper
@@ -244,3 +247,26 @@ async def test_a_claim_that_cannot_be_handed_back_stops_nothing(world, monkeypat
     world.process.worker._concurrency = 1
     world.process.worker.scheduler.notice_room()
     assert await handle.result(SECONDS) == "done"
+
+
+class TestCancelledWaitForAPrimary:
+    """PyMongo's lock of the topology turns it into a RuntimeError. Found with seed 700, set."""
+
+    async def wait(self, again):
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            raise RuntimeError("Lock is not acquired") from None
+
+    async def test_at_its_timeout_the_server_is_unavailable(self):
+        connection = Connection("mongodb://host/", timeout=timedelta(milliseconds=10))
+        with pytest.raises(ServerUnavailable, match="did not answer within"):
+            await connection.persist(self.wait)
+
+    async def test_from_outside_it_is_cancelled(self):
+        connection = Connection("mongodb://host/", timeout=timedelta(seconds=10))
+        task = asyncio.create_task(connection.persist(self.wait))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
