@@ -422,11 +422,11 @@ def cleanups(findings: Findings) -> Iterator[str]:
     """What a `finally` does was done, unless the run was cut short for good."""
     for run in findings.runs("guarded"):
         run_id = run["_id"]
-        # A second cancel may reach the cleanup itself, as asyncio has it.
+        # A second cancel, or one that comes late, reaches the cleanup itself, as asyncio has it.
         if findings.of(run_id, "terminate", "restart") or len(findings.of(run_id, "cancel")) > 1:
             continue
         steps = {entry["id"] for entry in findings.journal(run_id)}
-        if "reserve" in steps and "restore" not in steps:
+        if "reserve" in steps and not steps & {"slow", "restore"}:
             yield f"{run_id}: reserved and not restored: {documents.describe([run])}"
 
 
