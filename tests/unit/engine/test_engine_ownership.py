@@ -84,11 +84,12 @@ async def test_a_renewal_that_finds_the_claim_lost_cancels_the_steps(world, held
 
 async def test_a_completion_computed_before_a_takeover_is_refused(world):
     """Behaviour 4: what was recorded first wins."""
-    calls = []
+    calls, both_there = [], asyncio.Event()
 
     @world.step
     async def work() -> int:
         calls.append(1)
+        await both_there.wait()
         return len(calls)
 
     @world.workflow
@@ -117,6 +118,7 @@ async def test_a_completion_computed_before_a_takeover_is_refused(world):
     handle = await flow.start()
     await until_status(handle, Status.RUNNING)
     other = await world.another_worker()
+    both_there.set()
     assert await handle.result(SECONDS) == 2
     assert taken
     assert old.worker.claimed == 0
