@@ -85,7 +85,8 @@ class RunStore(ABC):
 
     @abstractmethod
     async def load_run(self, run_id: str, *, journal: bool = True) -> Run | None:
-        """Return a run: with the part of its journal that is in the document, or without it.
+        """Return a run: with the part of its journal that is in the document and its inbox, or both
+        left out, for those who only ask how it stands: an inbox may hold thousands of messages.
 
         Raises:
             DataCorruption: The document can't be read as a run.

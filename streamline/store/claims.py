@@ -85,7 +85,7 @@ class Claims:
         except OperationFailure:
             # One of them can't even be updated, and stopped the others.
             await self._each(ids, lambda run_id: self._mark(claim, run_id))
-        by_id: dict[object, Document] = {}
+        by_id: dict[str, Document] = {}
         try:
             by_id = await self._marked(claim, {"$in": list(ids)})
         except InvalidBSON:
@@ -94,7 +94,8 @@ class Claims:
                 by_id.update(await self._marked(claim, run_id))
 
             await self._each(ids, read)
-        decoded = [await self._decode(by_id[run_id]) for run_id in ids if run_id in by_id]
+        found = (by_id.get(repr(run_id)) for run_id in ids)
+        decoded = [await self._decode(document) for document in found if document is not None]
         return [run for run in decoded if run is not None]
 
     async def _mark(self, claim: Claim, which: object) -> None:
@@ -104,10 +105,11 @@ class Claims:
 
         await self._connection.persist(update)
 
-    async def _marked(self, claim: Claim, which: object) -> dict[object, Document]:
-        async def find(again: bool) -> dict[object, Document]:
+    async def _marked(self, claim: Claim, which: object) -> dict[str, Document]:
+        async def find(again: bool) -> dict[str, Document]:
             cursor = self._connection.collection(RUNS).find({"_id": which, "claim": claim.id})
-            return {document["_id"]: document async for document in cursor}
+            # Not every `_id` can be a key: one written by hand may be a document.
+            return {repr(document["_id"]): document async for document in cursor}
 
         return await self._connection.persist(find)
 

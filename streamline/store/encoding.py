@@ -40,8 +40,13 @@ def from_document(document: Mapping[str, Any]) -> Run:
         DataCorruption: The document isn't one of a run.
     """
     try:
-        return msgspec.convert(document, Run)
-    except msgspec.ValidationError as error:
+        if missing := _ALWAYS.keys() - document.keys():
+            raise msgspec.ValidationError(f"it lacks {', '.join(sorted(missing))}")
+        run = msgspec.convert(document, Run)
+        # Where any value fits, or a subclass of str, there may be what no payload holds.
+        to_builtins(run)
+        return run
+    except (msgspec.ValidationError, TypeError) as error:
         run_id = str(document.get("_id"))
         raise DataCorruption(
             f"Run {run_id!r} can't be read: {error}. Repair its document in `workflow_runs`, or "

@@ -117,7 +117,7 @@ class MemoryStore(RunStore):
         await self._alive()
         with self.data.lock:
             run = self._load(run_id)
-            return run if run is None or journal else _change(run, journal=[])
+            return run if run is None or journal else _change(run, journal=[], inbox=[])
 
     async def load_archive(self, run_id: str, until: int) -> list[Entry]:
         await self._alive()

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+
 import bson
 import msgspec
 
+from streamline.errors import ServerUnavailable
 from streamline.model import Message, PostResult
 from streamline.store.archive import Archive
 from streamline.store.connection import Connection, Document
@@ -31,6 +35,29 @@ class Post(msgspec.Struct, frozen=True):
         return cls(run_id, message, slot, limit - size)
 
 
+class Lane:
+    """The way of this process's messages to one run: one after the other, in the order of calls.
+
+    Side by side they would only conflict on the server, where some then starve. Those that queued
+    while the server was silent fail with the first, not each after a timeout of its own.
+    """
+
+    def __init__(self) -> None:
+        self.waiting = 0
+        self.lock = asyncio.Lock()
+        self._failure: ServerUnavailable | None = None
+        self._failed_at = 0.0
+
+    def check(self, since: float) -> None:
+        """Raise if the server was found silent since then."""
+        if self._failure is not None and self._failed_at > since:
+            raise ServerUnavailable(str(self._failure)) from self._failure
+
+    def fail(self, error: ServerUnavailable) -> None:
+        """Note that the server is silent."""
+        self._failure, self._failed_at = error, time.monotonic()
+
+
 class Messages:
     """Puts messages into inboxes."""
 
@@ -38,12 +65,30 @@ class Messages:
         self._connection = connection
         self._archive = archive
         self._inbox_limit = inbox_limit
+        self._lanes: dict[str, Lane] = {}
 
     async def post(self, run_id: str, message: Message, slot: str | None) -> PostResult:
         """See `RunStore.post`."""
+        lane = self._lanes.setdefault(run_id, Lane())
+        lane.waiting += 1
+        came = time.monotonic()
+        try:
+            async with lane.lock:
+                lane.check(came)
+                try:
+                    return await self._post(run_id, message, slot)
+                except ServerUnavailable as error:
+                    lane.fail(error)
+                    raise
+        finally:
+            lane.waiting -= 1
+            if not lane.waiting:
+                del self._lanes[run_id]
+
+    async def _post(self, run_id: str, message: Message, slot: str | None) -> PostResult:
         post = Post.of(run_id, message, slot, limit=self._inbox_limit)
         uncertain = False  # whether an earlier try of ours may have put it there
-        base = 0
+        base: int | None = 0
         while True:
             matched, again = await self._update(post, base)
             uncertain = uncertain or again
@@ -52,14 +97,14 @@ class Messages:
             found = await self._look(post)
             if found is None:
                 return PostResult.NO_RUN
-            base = found["journal_base"]
+            base = found.get("journal_base")  # missing where somebody damaged it
             reason = await self._reason(post, found)
             if reason is PostResult.DUPLICATE and uncertain:
                 return PostResult.POSTED
             if reason is not None:
                 return reason
 
-    async def _update(self, post: Post, base: int) -> tuple[bool, bool]:
+    async def _update(self, post: Post, base: int | None) -> tuple[bool, bool]:
         fits = post_filter(post.run_id, post.message, slot=post.slot, base=base, room=post.room)
         change = post_update(post.message, post.slot)
 
@@ -89,9 +134,10 @@ class Messages:
             return PostResult.DUPLICATE
         # Entries may be archived between this look and the update; then the update, which names
         # the base, matches nothing, and this is asked again.
-        if found["journal_base"] and await self._archive.has_message(post.run_id, post.message.id):
+        archived = found.get("journal_base")
+        if archived and await self._archive.has_message(post.run_id, post.message.id):
             return PostResult.DUPLICATE
-        if found["status"] in ENDED_VALUES:
+        if found.get("status") in ENDED_VALUES:
             return PostResult.ENDED
         open_slots = {slot["id"] for slot in found.get("awaiting", ())}
         if post.slot is not None and post.slot not in open_slots:

@@ -45,6 +45,7 @@ from streamline.store.writer import Writer
 INBOX_LIMIT = 4 * 1024 * 1024
 _CLOCK_REFRESH = 30.0
 _WITHOUT_JOURNAL = {"journal": 0}
+_HEAD = {"journal": 0, "inbox": 0}
 
 
 class MongoStore(RunStore):
@@ -121,7 +122,7 @@ class MongoStore(RunStore):
     # -- reading ----------------------------------------------------------------------------------
 
     async def load_run(self, run_id: str, *, journal: bool = True) -> Run | None:
-        return await self._load(run_id, None if journal else _WITHOUT_JOURNAL)
+        return await self._load(run_id, None if journal else _HEAD)
 
     async def load_archive(self, run_id: str, until: int) -> list[Entry]:
         return await self._archive.load(run_id, until)

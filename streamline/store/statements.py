@@ -180,12 +180,13 @@ def _too_large(run_id: str, cause: Exception) -> PayloadTooLarge:
 
 
 def _result(commit: Commit, found: Document | None) -> CommitResult:
-    if found is None or found["fence"] != commit.fence:
+    # `get`: a document that was damaged since must not spoil the other commits of the group.
+    if found is None or found.get("fence") != commit.fence:
         return CommitResult.LOST
-    if found["rev"] == commit.rev + 1:
+    if found.get("rev") == commit.rev + 1:
         # Nobody else writes under this fence: it is this very commit, tried before.
         return CommitResult.LANDED
-    held = found["rev"] == commit.rev and found["status"] == Status.RUNNING
-    if held and commit.inbox_seq not in (None, found["inbox_seq"]):
+    held = found.get("rev") == commit.rev and found.get("status") == Status.RUNNING
+    if held and commit.inbox_seq not in (None, found.get("inbox_seq")):
         return CommitResult.INBOX_MOVED
     return CommitResult.LOST

@@ -183,7 +183,7 @@ def _commit_fields(commit: Commit) -> Document:
 
 
 def post_filter(
-    run_id: str, message: Message, *, slot: str | None, base: int, room: int
+    run_id: str, message: Message, *, slot: str | None, base: int | None, room: int
 ) -> Document:
     """Match a run that can take a message.
 

@@ -140,8 +140,9 @@ class StepAttempt(StepRuntime):
     async def _call_kept(self) -> tuple[Any, BaseException | None]:
         try:
             return await self._call(), None
-        except (SystemExit, KeyboardInterrupt) as error:
-            # Raised out of a task, these go through the event loop and end the process.
+        except (SystemExit, KeyboardInterrupt, GeneratorExit) as error:
+            # The first two go from a task through the event loop, and end the process; the last,
+            # thrown into whoever waits for the task, closes coroutines and is lost.
             return None, error
 
     async def _call(self) -> Any:

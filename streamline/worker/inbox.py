@@ -18,7 +18,8 @@ class Inbox:
     def refresh(self, run: Run) -> None:
         """Take in the inbox as it is stored now, less what was taken."""
         self.seq = run.inbox_seq
-        self._messages = [message for message in run.inbox if message.id not in self.taken]
+        taken = set(self.taken)
+        self._messages = [message for message in run.inbox if message.id not in taken]
 
     def take(self, slots: Iterable[Slot]) -> tuple[Message, Slot | None] | None:
         """Take the first message that something waits for: a cancel, or one that fits a slot.

@@ -196,7 +196,13 @@ class StepBoard:
 
     async def _attempt(self, state: StepState, attempt: StepAttempt) -> None:
         # Asked here and not only by the driver: the process may stand still before its next turn.
-        result = await attempt.perform() if self._may_start() else None
+        try:
+            result = await attempt.perform() if self._may_start() else None
+        except GeneratorExit as error:
+            # Of something that the step awaited; else this task is being thrown away.
+            if not _is_running(state.task):
+                raise
+            result = AttemptResult(error=error)
         if self._states.get(state.command.id) is state:
             state.task = None
             state.running = None
@@ -291,6 +297,13 @@ class StepBoard:
                 attempt=state.attempt,
             )
         )
+
+
+def _is_running(task: asyncio.Task[None] | None) -> bool:
+    try:
+        return task is not None and asyncio.current_task() is task
+    except RuntimeError:
+        return False
 
 
 def _interrupted(step_id: str, stored: Attempt) -> StepFailed:
