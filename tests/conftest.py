@@ -25,6 +25,6 @@ def mongod_standalone() -> Iterator[str]:
 
 def pytest_make_parametrize_id(val: object) -> str | None:
     """Name parameters alike in every process: the reprs of some hold addresses."""
-    if val is None or isinstance(val, (str, int, float, bool)) or isinstance(val, type):
+    if val is None or isinstance(val, (str, int, float, bool, type)):
         return None
     return type(val).__name__
