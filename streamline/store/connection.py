@@ -144,8 +144,9 @@ class Connection:
             ServerUnavailable: The last transient error is its cause.
         """
         last: PyMongoError | None = None
+        limit = asyncio.timeout(self.timeout)
         try:
-            async with asyncio.timeout(self.timeout) as limit:
+            async with limit:
                 try:
                     return await operation(False)
                 except PyMongoError as error:
