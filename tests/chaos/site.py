@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import pymongo
 from pymongo import AsyncMongoClient, MongoClient
 from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import PyMongoError
@@ -319,6 +320,8 @@ class Site:
                 return
             ballast = self._disk / "ballast"
             await asyncio.to_thread(_fill, ballast)
+            # Its journal is allocated ahead; a checkpoint needs room at once.
+            await asyncio.to_thread(_checkpoint, self.uri)
             await asyncio.sleep(lasts)
             ballast.unlink()
             # A mongod that can't write its journal aborts; another server process takes its place.
@@ -361,6 +364,15 @@ def _fill(ballast: Path) -> None:
     with contextlib.suppress(OSError), ballast.open("ab", buffering=0) as file:
         while True:
             file.write(b"\0" * 512)
+
+
+def _checkpoint(uri: str) -> None:
+    with (
+        contextlib.suppress(PyMongoError),
+        MongoClient[dict[str, Any]](uri, serverSelectionTimeoutMS=2000) as client,
+        pymongo.timeout(3),
+    ):
+        client.admin.command("fsync")
 
 
 def _is_dead(pid: int) -> bool:

@@ -20,7 +20,7 @@ from tests.chaos.checker import Findings, check, gather, summarize
 from tests.chaos.client import History
 from tests.chaos.faults import Fault, draw_schedule
 from tests.chaos.site import Site
-from tests.chaos.trail import Trail
+from tests.chaos.trail import Trail, read_trails
 
 QUIET = 60.0
 """Seconds within which every run must have ended once the faults have stopped."""
@@ -35,6 +35,8 @@ class Verdict(msgspec.Struct, frozen=True):
     topology: str
     seconds: float
     faults: list[Fault]
+    aborts: int
+    """How often a server ended by itself, of a full disk."""
     summary: str
     wrong: list[str]
     directory: Path
@@ -53,7 +55,8 @@ class Verdict(msgspec.Struct, frozen=True):
         lines = [
             f"seed {self.seed}, topology {self.topology}, {self.seconds:g} s",
             f"faults: {len(self.faults)}: "
-            + ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())),
+            + ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+            + (f"; the server aborted {self.aborts} times" if self.aborts else ""),
             self.summary,
         ]
         if self.wrong:
@@ -88,7 +91,9 @@ async def storm(seed: int, seconds: float, topology: str, directory: Path) -> Ve
         wrong = [*stuck, *check(findings)]
         if wrong:
             await asyncio.to_thread(_keep, directory, findings, wrong)
-    return Verdict(seed, topology, seconds, schedule, summarize(findings), wrong, directory)
+    aborts = sum(event["event"] == "aborted" for event in read_trails(directory, "faults.jsonl"))
+    summary = summarize(findings)
+    return Verdict(seed, topology, seconds, schedule, aborts, summary, wrong, directory)
 
 
 async def _let_all_end(site: Site) -> list[str]:
