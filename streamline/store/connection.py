@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Any, NoReturn, TypeVar
@@ -42,6 +43,7 @@ DEFAULT_DATABASE = "streamline"
 DURABLE = WriteConcern(w="majority", j=True)
 _CLOCK_SAMPLES = 3
 _CLOCK_ROUND_TRIP = 0.05
+_CROWD_TRIES = 5
 _MIN_WIRE_VERSION = 13  # MongoDB 5.0: dots and dollars in keys, $expr bounds on indexes
 _REFUSED = frozenset({18, 8000})  # authentication failed, and Atlas's own code for it
 # From the retryable-writes specification, and what a failover leaves behind in single statements.
@@ -88,6 +90,7 @@ class Connection:
         self._twin: MongoClient[Document] | None = None
         self._twin_lock = threading.Lock()
         self._clock_set_at = 0.0
+        self._answered_at = 0.0
 
     @property
     def database(self) -> AsyncDatabase[Document]:
@@ -135,7 +138,9 @@ class Connection:
             await self.persist(self._greet)
 
     async def persist(self, operation: Callable[[bool], Awaitable[T]]) -> T:
-        """Do a repeatable operation, again and again until it works or the timeout has passed.
+        """Do a repeatable operation, again and again until it works or the server is silent.
+
+        A call that waited for too long while others were answered is one of a crowd: it goes on.
 
         Args:
             operation: Takes whether an earlier try may have had its effect without our knowing.
@@ -143,12 +148,27 @@ class Connection:
         Raises:
             ServerUnavailable: The last transient error is its cause.
         """
+        for again in range(_CROWD_TRIES):
+            began = time.monotonic()
+            try:
+                result = await self._persist(operation, again=again > 0)
+            except ServerUnavailable:
+                now = time.monotonic()
+                refused = now - began < self.timeout * 0.9
+                if refused or now - self._answered_at > self.timeout / 2:
+                    raise
+            else:
+                self._answered_at = time.monotonic()
+                return result
+        return await self._persist(operation, again=True)
+
+    async def _persist(self, operation: Callable[[bool], Awaitable[T]], *, again: bool) -> T:
         last: PyMongoError | None = None
         limit = asyncio.timeout(self.timeout)
         try:
             async with limit:
                 try:
-                    return await operation(False)
+                    return await operation(again)
                 except PyMongoError as error:
                     if not is_transient(error):
                         self._refuse(error)

@@ -30,6 +30,8 @@ _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+# Not `cancelled`: that may be the cancel's own doing, which is consumed with it.
+_NEEDS_INBOX = frozenset({Status.WAITING, Status.DONE, Status.FAILED})
 RETRY_OUTAGE = 0.5
 """Seconds between tries to commit while the server is away."""
 
@@ -63,6 +65,7 @@ class RunDriver:
         self._lost = False
         self._draining = False
         self._stale_inbox = False
+        self._crowded = False  # whether messages came in faster than the last commit
         self._beat_unseen = False
         self._news = News(services.events)
         self._heartbeats = Heartbeats(services, self._news)
@@ -196,10 +199,14 @@ class RunDriver:
             session.absorb()
             ending = session.ending()
             status = self._next_status(session, ending)
+            if crowded := self._is_crowded_out(session, status):
+                # What happened goes first, and no message can refuse it; then the end or the park
+                # alone. Else a run that gets messages all the time would never get anywhere.
+                ending, status = None, Status.RUNNING
             starting = self._starting(session, status)
             if self._must_commit(session, status, starting):
                 commit = self._build_commit(session, status, ending, starting)
-                if not await self._commit(session, commit):
+                if not await self._commit(session, commit) or crowded:
                     continue
             if status is not Status.RUNNING:
                 return status
@@ -212,6 +219,11 @@ class RunDriver:
                 return status
             if not (self._board.facts or self._lost):
                 await self._sleep(None if suspended else session.next_due())
+
+    def _is_crowded_out(self, session: Session, status: Status) -> bool:
+        """Whether messages keep this commit from landing that don't concern what happened."""
+        unwritten = session.unwritten and not session.forced
+        return self._crowded and unwritten and status in _NEEDS_INBOX
 
     async def _sleep(self, due: datetime | None) -> None:
         """Wait until something happens or falls due."""
@@ -293,8 +305,7 @@ class RunDriver:
     def _must_commit(self, session: Session, status: Status, starting: list[StepState]) -> bool:
         return (
             status is not Status.RUNNING
-            or bool(session.tail.pending)
-            or bool(session.inbox.taken)
+            or session.unwritten
             or session.waits_unseen
             or self._beat_unseen
             # A step that may not run twice must be known to have begun.
@@ -318,8 +329,9 @@ class RunDriver:
             status=status,
             entries=tuple(session.tail.pending),
             consumed=(*session.inbox.taken, *([pause.id] if pause else [])),
-            # Whoever parks, ends or closes a slot must know of every message that was accepted.
-            inbox_seq=session.inbox.seq if moved or not running else None,
+            # Whoever parks, ends or closes a wait must know of every message that was accepted;
+            # what comes for other slots stays in the inbox until it is taken.
+            inbox_seq=None if running and not (moved and session.has_waits) else session.inbox.seq,
             due_at=session.next_due() if status is Status.WAITING else None,
             awaiting=slots if moved else None,
             attempts=self._board.attempts(starting, now) if running else (),
@@ -352,7 +364,11 @@ class RunDriver:
         if result is CommitResult.LOST:
             raise self._lease_lost()
         if result is CommitResult.INBOX_MOVED:
-            await self._rebuild(session)
+            self._crowded = True
+            if commit.entries or commit.consumed:
+                await self._rebuild(session)
+            else:  # nothing was applied that isn't stored
+                session.refresh(await self._reload())
             return False
         self._landed(session, commit)
         return True
@@ -375,6 +391,7 @@ class RunDriver:
                 await asyncio.sleep(RETRY_OUTAGE)
 
     def _landed(self, session: Session, commit: Commit) -> None:
+        self._crowded = self._crowded and commit.status is Status.RUNNING
         session.tail.landed(len(commit.archive))
         session.inbox.taken.clear()
         self._beat_unseen = False

@@ -237,6 +237,16 @@ class Session:
         return tuple(c.slot for c in self.body.open.values() if isinstance(c, SlotCommand))
 
     @property
+    def unwritten(self) -> bool:
+        """Whether something was applied to the body that isn't stored."""
+        return bool(self.tail.pending or self.inbox.taken)
+
+    @property
+    def has_waits(self) -> bool:
+        """Whether the document shows a wait, which a resume may close at any moment."""
+        return any(slot.kind is SlotKind.WAIT for slot in self.awaiting)
+
+    @property
     def waits_unseen(self) -> bool:
         """Whether a wait was opened that the document doesn't show: nobody could answer it."""
         slots = self.open_slots()
