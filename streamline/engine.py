@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 from datetime import timedelta
@@ -12,6 +11,7 @@ from typing import Any, ParamSpec, Self, TypeVar
 
 from pymongo.asynchronous.database import AsyncDatabase
 
+from streamline import tasks
 from streamline.clock import Clock, SystemClock
 from streamline.codec import PayloadCodec
 from streamline.control import Control
@@ -177,9 +177,7 @@ class Streamline(Engine):
         assert self._watching is not None
         assert self._worker is not None
         assert self._waiters is not None
-        self._watching.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._watching
+        await tasks.end([self._watching])
         await self._worker.stop(to_seconds(drain))
         self._waiters.close()
         await self.events.drain()

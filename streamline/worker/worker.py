@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from streamline import tasks
 from streamline.codec import encode_exception
 from streamline.definitions import Workflow
 from streamline.errors import LeaseLost, StreamlineError, WorkflowNotFound
@@ -110,7 +111,7 @@ class Worker:
     async def stop(self, drain: float) -> None:
         """Stop: no new claims; running steps get `drain` seconds; then claims are handed back."""
         self._stopping = True
-        await _cancelled(self._background)
+        await tasks.end(self._background)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._none_reserved.wait(), RESERVED_GRACE)
         for driver in list(self._drivers.values()):
@@ -120,7 +121,7 @@ class Worker:
         for driver, task in [(self._drivers[id_], task) for id_, task in self._tasks.items()]:
             if task.done():  # meanwhile; its claim is no longer ours
                 continue
-            await _cancelled([task])
+            await tasks.end([task])
             driver.abandon()
             await self._release(driver.id, driver.fence)
         self._evict_all()
@@ -403,9 +404,3 @@ class Worker:
                 error=error,
             )
         )
-
-
-async def _cancelled(tasks: list[asyncio.Task[None]] | list[asyncio.Task[Status | None]]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)

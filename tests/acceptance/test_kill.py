@@ -19,7 +19,7 @@ from tests.acceptance.harness import Load, Site
 pytestmark = [pytest.mark.mongo, pytest.mark.kill, pytest.mark.timeout(300)]
 
 KILLS = 20
-IN_FLIGHT = 60
+IN_FLIGHT = 75
 SHARED = 30
 
 

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "streamline"
 
 LAYERS: list[set[str]] = [
-    {"durations", "errors", "clock", "ids"},
+    {"durations", "errors", "clock", "ids", "tasks"},
     {"codec", "model", "events", "retry", "health"},
     {"context", "documents", "handles"},
     {"definitions"},
