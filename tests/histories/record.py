@@ -29,7 +29,9 @@ async def record(name: str) -> None:
         assert run.status.ended or run.status is Status.WAITING
         archived = await env.store.load_archive(run.id, run.journal_base)
     path = FOLDER / f"{name}.json"
-    path.write_text(export_history(run, archived) + "\n")
+    # Tracebacks hold where the checkout lies; a history is the same everywhere.
+    root = f"{Path(__file__).parents[2]}/"
+    path.write_text(export_history(run, archived).replace(root, "") + "\n")
     sys.stdout.write(f"{path.name}: {run.status.value}, {len(run.journal)} entries\n")
 
 
