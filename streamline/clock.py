@@ -10,9 +10,10 @@ import asyncio
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # CLOCK_BOOTTIME goes on while the host is suspended; elsewhere monotonic is the next best.
 _STEADY = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
@@ -20,8 +21,7 @@ _STEADY = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 def from_seconds(seconds: float) -> datetime:
     """Return the instant of a POSIX time in seconds, cut to milliseconds."""
     # Whole milliseconds first: a float's own microseconds would round up now and then.
-    whole, milliseconds = divmod(int(seconds * 1000), 1000)
-    return datetime.fromtimestamp(whole, UTC).replace(microsecond=milliseconds * 1000)
+    return _EPOCH + timedelta(0, 0, int(seconds * 1000) * 1000)
 
 
 def to_milliseconds(instant: datetime) -> datetime:

@@ -103,13 +103,12 @@ class Control(RunControl):
         return decode(run.output, returns, what=f"the output of run {run.id!r}")
 
     async def _ended(self, run_id: str, timeout: float | None) -> Run:
-        held = self._worker.holds(run_id)
-        if not held:
+        if not self._worker.holds(run_id):
             run = await self._load(run_id, journal=False)
             # Read again: an end that isn't durable yet may still be undone, and is waited for.
             if run.status.ended and (found := await self._store.load_ended([run_id])):
                 return found[0]
-        return await self._waiters.ended(run_id, timeout, told=held)
+        return await self._waiters.ended(run_id, timeout)
 
     async def _load(self, run_id: str, *, journal: bool = True) -> Run:
         run = await self._store.load_run(run_id, journal=journal)

@@ -137,13 +137,16 @@ class Streamline(Engine):
         if self._payload_codec is not None:
             store = SealedStore(store, self._payload_codec)
         self._store = store
-        self._waiters = Waiters(store, watched=lambda: self._is_watched, polls=not in_memory)
+        self._waiters = Waiters(
+            store, watched=lambda: self._is_watched, told=self._is_held, polls=not in_memory
+        )
         self._worker = Worker(
             self._services(store),
             lease=self._lease,
             concurrency=self._concurrency,
             cache_size=self._cache_size,
             on_ended=self._waiters.tell,
+            on_lost=self._waiters.suspect,
             polls=not in_memory,
             # Skipped time stands still for a thread too; whoever moves it renews the leases.
             threaded=isinstance(store.clock, SystemClock),
@@ -248,6 +251,9 @@ class Streamline(Engine):
     @property
     def _is_watched(self) -> bool:
         return self._worker is not None and self._worker.scheduler.watched
+
+    def _is_held(self, run_id: str) -> bool:
+        return self._worker is not None and self._worker.holds(run_id)
 
     async def _watch(self, store: RunStore) -> None:
         """Pass on what the store notices of other processes, for as long as it can tell."""

@@ -38,6 +38,10 @@ class Status(StrEnum):
 SUSPECT = range(3, 6)
 """A run that went stale so often is put off before it is claimed; see `RunStore.claim_due`."""
 
+MIN_PUT_OFF = 0.25
+"""The least share of its delay that a suspect is put off for: not so short that the same look for
+due runs finds it again."""
+
 ENDED = frozenset({Status.DONE, Status.FAILED, Status.CANCELLED})
 
 
@@ -230,6 +234,7 @@ class Notice(msgspec.Struct, frozen=True, kw_only=True):
     """A hint that a run changed. Hints may be lost or doubled; nothing may rely on them.
 
     One without a `run_id` says that a watch begins: what happened before it may have been missed.
+    `fence` is given where the change raised it: whoever held the run before has lost it.
     """
 
     run_id: str = ""
@@ -237,3 +242,4 @@ class Notice(msgspec.Struct, frozen=True, kw_only=True):
     status: Status | None = None
     due_at: datetime | None = None
     inbox_seq: int | None = None
+    fence: int | None = None

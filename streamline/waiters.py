@@ -28,12 +28,22 @@ class Waiters:
     Args:
         store: Where the runs are.
         watched: Returns whether notices arrive from other processes.
+        told: Returns whether this process's worker has a run and will tell of its end; then nobody
+            looks, but now and then in case it doesn't.
         polls: False where notices are never lost (in memory).
     """
 
-    def __init__(self, store: RunStore, *, watched: Callable[[], bool], polls: bool = True) -> None:
+    def __init__(
+        self,
+        store: RunStore,
+        *,
+        watched: Callable[[], bool],
+        told: Callable[[str], bool] = lambda run_id: False,
+        polls: bool = True,
+    ) -> None:
         self._store = store
         self._watched = watched
+        self._told = told
         self._polls = polls
         self._futures: dict[str, list[asyncio.Future[Run]]] = {}
         self._suspects: set[str] = set()
@@ -46,11 +56,8 @@ class Waiters:
         """How many runs are waited for."""
         return len(self._futures)
 
-    async def ended(self, run_id: str, timeout: float | None, *, told: bool = False) -> Run:
+    async def ended(self, run_id: str, timeout: float | None) -> Run:
         """Return a run, without its journal, once it has ended.
-
-        Args:
-            told: The end will be told by this process's worker: don't look at once.
 
         Raises:
             TimeoutError: It has not within `timeout` seconds.
@@ -60,8 +67,7 @@ class Waiters:
         self._futures.setdefault(run_id, []).append(future)
         self._ensure_task()
         self._arrived.set()
-        if not told:
-            self.suspect(run_id)
+        self.suspect(run_id)
         try:
             async with asyncio.timeout(timeout):
                 return await future
@@ -76,14 +82,14 @@ class Waiters:
 
     def suspect(self, run_id: str) -> None:
         """Take a hint that a run may have ended."""
-        if run_id in self._futures:
+        if run_id in self._futures and not self._told(run_id):
             self._suspects.add(run_id)
             self._wake.set()
 
     def suspect_all(self) -> None:
         """Take a hint that any run may have ended."""
-        self._suspects.update(self._futures)
-        self._wake.set()
+        for run_id in list(self._futures):
+            self.suspect(run_id)
 
     async def look(self) -> int:
         """Look for all that is waited for, now; returns how many had ended."""
@@ -115,6 +121,7 @@ class Waiters:
     async def _keep_looking(self) -> None:
         idle = 0
         while True:
+            await self._sleep(idle)
             suspects = list(self._suspects) or list(self._futures)
             self._suspects.clear()
             self._wake.clear()
@@ -125,7 +132,6 @@ class Waiters:
             except Exception as error:
                 _log.warning("can't look whether %d runs have ended: %s", len(suspects), error)
             idle = 0 if found else idle + 1
-            await self._sleep(idle)
 
     async def _look_up(self, run_ids: Sequence[str]) -> int:
         runs = await self._store.load_ended(run_ids)

@@ -246,7 +246,8 @@ class RunStore(ABC):
     def watch(self) -> AsyncIterator[Notice]:
         """Yield a notice for each change, of any process, that may concern workers or waiters.
 
-        That is: a run became due now, got a message, or ended. First, and whenever changes may have
-        been missed, comes a notice without a `run_id`. Ends at once where the store can't
+        That is: a run became due now, got a message, or ended; with `fence` if the same change
+        raised it, so that a holder learns at once that it lost the run. First, and whenever changes
+        may have been missed, comes a notice without a `run_id`. Ends at once where the store can't
         tell (then callers poll); raises `ServerUnavailable` when the connection fails for good.
         """

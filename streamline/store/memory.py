@@ -339,12 +339,14 @@ class MemoryStore(RunStore):
         due_now = run.due_at is not None and run.due_at <= self.clock.now()
         got_message = before is not None and before.get("inbox_seq") != run.inbox_seq
         if due_now or got_message or run.status is not Status.RUNNING:
+            raised = before is not None and before.get("fence") != run.fence
             notice = Notice(
                 run_id=run.id,
                 code=run.code,
                 status=run.status,
                 due_at=run.due_at,
                 inbox_seq=run.inbox_seq,
+                fence=run.fence if raised else None,
             )
             for watcher in self.data.watchers:
                 watcher.put(notice)

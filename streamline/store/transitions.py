@@ -13,7 +13,18 @@ import msgspec
 
 from streamline.clock import to_milliseconds
 from streamline.codec import Failure
-from streamline.model import SUSPECT, Claim, Commit, Entry, Message, MessageKind, Run, Slot, Status
+from streamline.model import (
+    MIN_PUT_OFF,
+    SUSPECT,
+    Claim,
+    Commit,
+    Entry,
+    Message,
+    MessageKind,
+    Run,
+    Slot,
+    Status,
+)
 
 _change = msgspec.structs.replace
 
@@ -49,7 +60,7 @@ def claimed(run: Run, claim: Claim, now: datetime) -> Run | None:
 
 
 def _put_off(run: Run, recoveries: int, now: datetime) -> Run:
-    delay = random.random() * 2.0 ** (recoveries - SUSPECT.start)
+    delay = random.uniform(MIN_PUT_OFF, 1) * 2.0 ** (recoveries - SUSPECT.start)
     return _change(
         run,
         status=Status.QUEUED,

@@ -9,7 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from streamline.codec import Failure
-from streamline.model import ENDED, SUSPECT, Claim, Commit, Message, MessageKind, Status
+from streamline.model import (
+    ENDED,
+    MIN_PUT_OFF,
+    SUSPECT,
+    Claim,
+    Commit,
+    Message,
+    MessageKind,
+    Status,
+)
 from streamline.store.encoding import Document, to_builtins
 
 Pipeline = list[Document]
@@ -48,7 +57,8 @@ def claim_update(claim: Claim) -> Pipeline:
     recoveries = _add("recoveries", {"$cond": [stale, 1, 0]})
     suspect = {"$and": [stale, {"$in": [recoveries, list(SUSPECT)]}]}
     doubled = {"$pow": [2, {"$subtract": [recoveries, SUSPECT.start]}]}
-    put_off = {"$add": ["$$NOW", {"$multiply": [1000, {"$rand": {}}, doubled]}]}
+    share = {"$add": [MIN_PUT_OFF, {"$multiply": [1 - MIN_PUT_OFF, {"$rand": {}}]}]}
+    put_off = {"$add": ["$$NOW", {"$multiply": [1000, share, doubled]}]}
     fields = {
         "status": {"$cond": [suspect, Status.QUEUED.value, Status.RUNNING.value]},
         "worker": {"$cond": [suspect, "$$REMOVE", _literal(claim.worker)]},
@@ -323,5 +333,6 @@ def notice_pipeline() -> Pipeline:
 
 def _noticed(changed: str) -> Iterable[tuple[str, Document | str]]:
     yield "code", "$fullDocument.code"
+    yield "fence", f"${changed}.fence"
     for name in ("status", "due_at", "inbox_seq"):
         yield name, {"$ifNull": [f"${changed}.{name}", f"$fullDocument.{name}"]}

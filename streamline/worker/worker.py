@@ -45,6 +45,7 @@ class Worker:
         concurrency: How many runs it drives, and plain steps it has in threads, at once.
         cache_size: How many parked runs stay in memory.
         on_ended: Called with each run that ends here.
+        on_lost: Called with the id of each run that was being driven here and is another's now.
         polls: Whether the scheduler polls; see `Scheduler`.
         threaded: Whether leases are renewed by a thread; tests with skipped time renew by hand.
     """
@@ -57,6 +58,7 @@ class Worker:
         concurrency: int,
         cache_size: int,
         on_ended: Callable[[Run], None],
+        on_lost: Callable[[str], None],
         polls: bool = True,
         threaded: bool = True,
     ) -> None:
@@ -70,6 +72,7 @@ class Worker:
         self._concurrency = concurrency
         self._cache_size = cache_size
         self._on_ended = on_ended
+        self._on_lost = on_lost
         self._threaded = threaded
         self._drivers: dict[str, RunDriver] = {}
         self._tasks: dict[str, asyncio.Task[Status | None]] = {}
@@ -176,8 +179,10 @@ class Worker:
 
     def notice(self, notice: Notice) -> None:
         """Take a hint that a run changed."""
-        if notice.run_id in self._drivers:
-            if notice.inbox_seq is not None:
+        if (driver := self._drivers.get(notice.run_id)) is not None:
+            if notice.fence is not None and notice.fence > driver.fence:
+                driver.lose()
+            elif notice.inbox_seq is not None:
                 self._hint(notice.run_id, notice.inbox_seq)
         elif notice.due_at is not None and notice.status is not Status.RUNNING:
             if not self._background or notice.code not in (None, *self._codes()):
@@ -327,6 +332,8 @@ class Worker:
             self._park(driver)
         elif driver.run.status.ended:
             self._on_ended(driver.run)
+        elif task.result() is None:
+            self._on_lost(driver.id)
         self.scheduler.notice_room()
 
     def _park(self, driver: RunDriver) -> None:

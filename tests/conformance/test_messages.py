@@ -274,9 +274,14 @@ async def test_notices_tell_what_other_stores_do(world: World) -> None:
     await acting.post("r", message(acting, "m"))
     assert is_due(acting, await load(acting))
     assert (await until(notices, "r", inbox_seq=1)).due_at is not None
-    await acting.claim_run(new_claim(), "r")
+    claimed = await acting.claim_run(new_claim(), "r")
+    assert claimed is not None
     assert await acting.expire_claims("w1") == 1
     await until(notices, "r")
     await acting.terminate("r", BOOM)
-    await until(notices, "r", status=Status.CANCELLED)
+    # Whoever held it has lost it.
+    await until(notices, "r", status=Status.CANCELLED, fence=claimed.fence + 1)
+    await acting.create_run(ending := held_run(acting, "ending"))
+    await acting.commit(commit_of(ending, Status.DONE))
+    await until(notices, "ending", status=Status.DONE, fence=None)
     await notices.aclose()  # type: ignore[attr-defined]

@@ -19,10 +19,10 @@ async def ended_run(store: MemoryStore, run_id: str) -> Run:
 
 async def test_a_run_that_was_to_be_told_is_polled_for_after_a_rest() -> None:
     store = MemoryStore()
-    waiters = Waiters(store, watched=lambda: False)
+    waiters = Waiters(store, watched=lambda: False, told=lambda run_id: run_id == "second")
     await ended_run(store, "first")
     assert (await waiters.ended("first", 5)).status is Status.DONE
     await asyncio.sleep(0.05)  # nobody is waited for: the waiters rest
     await ended_run(store, "second")
-    assert (await waiters.ended("second", 5, told=True)).status is Status.DONE
+    assert (await waiters.ended("second", 5)).status is Status.DONE
     waiters.close()
