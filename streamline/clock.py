@@ -21,7 +21,11 @@ _STEADY = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 def from_seconds(seconds: float) -> datetime:
     """Return the instant of a POSIX time in seconds, cut to milliseconds."""
     # Whole milliseconds first: a float's own microseconds would round up now and then.
-    return _EPOCH + timedelta(0, 0, int(seconds * 1000) * 1000)
+    return _from_milliseconds(int(seconds * 1000))
+
+
+def _from_milliseconds(milliseconds: int) -> datetime:
+    return _EPOCH + timedelta(0, 0, milliseconds * 1000)
 
 
 def to_milliseconds(instant: datetime) -> datetime:
@@ -54,9 +58,15 @@ class SystemClock(Clock):
 
     def __init__(self) -> None:
         self._offset = time.time() - time.clock_gettime(_STEADY)
+        # One tuple, so that the thread that renews leases never sees half of it.
+        self._latest = (0, _EPOCH)
 
     def now(self) -> datetime:
-        return from_seconds(time.clock_gettime(_STEADY) + self._offset)
+        milliseconds = int((time.clock_gettime(_STEADY) + self._offset) * 1000)
+        latest = self._latest
+        if latest[0] != milliseconds:
+            latest = self._latest = (milliseconds, _from_milliseconds(milliseconds))
+        return latest[1]
 
     def set_by(self, server: datetime, *, sent: float, received: float) -> None:
         """Set the clock by a server's time.

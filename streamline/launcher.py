@@ -108,6 +108,8 @@ class Launcher:
         )
 
     def _encoded(self, given: Any, what: str) -> dict[str, Any]:
+        if not given:
+            return {}
         encoded: dict[str, Any] = encode(dict(given or {}), what=what, limit=self._payload_limit)
         return encoded
 

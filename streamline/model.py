@@ -188,8 +188,9 @@ class Commit(msgspec.Struct, frozen=True, kw_only=True):
     """One conditional update: what happened to a run and what follows from it.
 
     Applied only if the run still has `fence` and `rev`, and `inbox_seq` where one is given; then
-    `rev` is one more. Fields that are None stay as they are, but `due_at`: a commit to `waiting`
-    sets it or, if None, removes it; one to `running` keeps the lease; all others remove it.
+    `rev` is one more. With `progress`, `recoveries` are 0 again. Fields that are None stay as they
+    are, but `due_at`: a commit to `waiting` sets it or, if None, removes it; one to `running` keeps
+    the lease; all others remove it.
     """
 
     run_id: str
@@ -197,6 +198,7 @@ class Commit(msgspec.Struct, frozen=True, kw_only=True):
     rev: int
     status: Status
     entries: tuple[Entry, ...] = ()
+    progress: bool = False
     consumed: tuple[str, ...] = ()  # ids of messages that leave the inbox
     inbox_seq: int | None = None
     due_at: datetime | None = None

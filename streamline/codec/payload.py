@@ -12,6 +12,9 @@ from streamline.codec.mismatch import Mismatch, describe
 from streamline.codec.natives import SCALARS, Unstorable, to_native
 from streamline.errors import PayloadTooLarge, ValidationError
 
+# Natives of at most eight bytes; not int, which may be too large.
+_TINY = frozenset({type(None), bool, float})
+
 
 def encode(value: Any, *, what: str, limit: int) -> Any:
     """Return the BSON-native form of a value: a fresh copy that can be stored as it is.
@@ -25,6 +28,8 @@ def encode(value: Any, *, what: str, limit: int) -> Any:
         ValidationError: It can't be stored; the message says what part of it.
         PayloadTooLarge: It is larger than `limit`.
     """
+    if type(value) in _TINY:
+        return value
     try:
         native = to_native(value)
         size = len(bson.encode({"v": native}))

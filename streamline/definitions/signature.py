@@ -59,7 +59,6 @@ class Signature:
             ValidationError: They don't fit the signature or the annotations, or can't be stored.
             PayloadTooLarge: They are larger than `limit` bytes.
         """
-        self._bind(args, kwargs, what=what)
         encoded = encode([list(args), kwargs], what=what, limit=limit)
         given = Input(args=encoded[0], kwargs=encoded[1])
         self.decode_input(given, what=what)

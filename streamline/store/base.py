@@ -180,7 +180,7 @@ class RunStore(ABC):
         update. `journal_base` is given with an `expire_at` too, so that the archive expires with
         the run. Any other status than running lets go of the claim (`worker`, `claim`) and
         empties `attempts`; an ended one also empties `awaiting` and removes `due_at`. A commit with
-        entries sets `recoveries` to 0. Every commit sets `updated_at` by the server's clock.
+        `progress` sets `recoveries` to 0. Every commit sets `updated_at` by the server's clock.
 
         Raises:
             PayloadTooLarge: The document would be too large; nothing was written.

@@ -98,7 +98,7 @@ def committed(run: Run, commit: Commit, now: datetime) -> Run:
     }
     if commit.archive:
         changes["journal_base"] = commit.journal_base + len(commit.archive)
-    if commit.entries:
+    if commit.progress:
         changes["recoveries"] = 0
     for name in ("output", "error", "ended_at", "expire_at"):
         if (value := getattr(commit, name)) is not None:

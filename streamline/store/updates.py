@@ -143,16 +143,14 @@ def commit_filter(commit: Commit) -> Document:
 def commit_update(commit: Commit) -> Document:
     """Apply a commit. Classic operators: they are cheaper than a pipeline, and in the oplog too."""
     fields = _commit_fields(commit)
-    update: Document = {
-        "$set": {name: value for name, value in fields.items() if value is not None},
-        "$inc": {"rev": 1},
-        "$currentDate": {"updated_at": True},
-    }
-    if unset := {name: "" for name, value in fields.items() if value is None}:
-        update["$unset"] = unset
+    update: Document = {"$inc": {"rev": 1}, "$currentDate": {"updated_at": True}}
+    if fields:
+        update["$set"] = {name: value for name, value in fields.items() if value is not None}
+        if unset := {name: "" for name, value in fields.items() if value is None}:
+            update["$unset"] = unset
     entries = to_builtins(commit.entries)
     if commit.archive and not entries:
-        update["$set"]["journal"] = []
+        update.setdefault("$set", {})["journal"] = []
     elif commit.archive:
         update["$push"] = {"journal": {"$each": entries, "$slice": -len(entries)}}
     elif entries:
@@ -165,7 +163,8 @@ def commit_update(commit: Commit) -> Document:
 
 def _commit_fields(commit: Commit) -> Document:
     """Return the fields that a commit sets, or removes where None."""
-    fields: Document = {"status": commit.status.value}
+    # The filter says `running` already: what doesn't change is not written, in the oplog either.
+    fields: Document = {}
     for name in ("output", "ended_at", "expire_at"):
         if (value := getattr(commit, name)) is not None:
             fields[name] = value
@@ -177,11 +176,12 @@ def _commit_fields(commit: Commit) -> Document:
         fields["awaiting"] = to_builtins(commit.awaiting) or None
     if commit.attempts is not None:
         fields["attempts"] = to_builtins(commit.attempts) or None
-    if commit.entries:
+    if commit.progress:
         fields["recoveries"] = 0
     if commit.archive:
         fields["journal_base"] = commit.journal_base + len(commit.archive)
     if commit.status is not Status.RUNNING:
+        fields["status"] = commit.status.value
         due_at = commit.due_at if commit.status is Status.WAITING else None
         fields |= {"worker": None, "claim": None, "attempts": None, "due_at": due_at}
     if commit.status.ended:

@@ -327,7 +327,8 @@ class RunDriver:
             fence=self.run.fence,
             rev=self.run.rev,
             status=status,
-            entries=tuple(session.tail.pending),
+            entries=(entries := tuple(session.tail.pending)),
+            progress=bool(entries and self.run.recoveries),
             consumed=(*session.inbox.taken, *([pause.id] if pause else [])),
             # Whoever parks, ends or closes a wait must know of every message that was accepted;
             # what comes for other slots stays in the inbox until it is taken.

@@ -15,6 +15,11 @@ class Inbox:
         self.taken: list[str] = []
         self._messages = list(run.inbox)
 
+    @property
+    def empty(self) -> bool:
+        """Whether no message is known that could be taken."""
+        return not self._messages
+
     def refresh(self, run: Run) -> None:
         """Take in the inbox as it is stored now, less what was taken."""
         self.seq = run.inbox_seq

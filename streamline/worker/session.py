@@ -7,8 +7,7 @@ away and builds another from what is stored.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -94,16 +93,18 @@ class Session:
         self.body.evict()
 
     def _replay(self, recorded: list[Entry]) -> None:
-        with self._turning():
-            try:
-                self.body.start(replaying=self.run.rev > 0)
-                self.body.replay(recorded)
-            except ValidationError as error:  # an input that can't be read fails the run at once
-                self._forced = fail(error, self.run, self.body)
-                return
-            except NonDeterminism:
-                self.body.evict()
-                raise
+        self._on_turn(self.run.id)
+        try:
+            self.body.start(replaying=self.run.rev > 0)
+            self.body.replay(recorded)
+        except ValidationError as error:  # an input that can't be read fails the run at once
+            self._forced = fail(error, self.run, self.body)
+            return
+        except NonDeterminism:
+            self.body.evict()
+            raise
+        finally:
+            self._on_turn(None)
         failures: dict[str, list[Entry]] = {}
         for entry in recorded:
             if entry.kind is EntryKind.ATTEMPT:
@@ -114,26 +115,23 @@ class Session:
 
     def absorb(self) -> None:
         """Apply all facts at hand to the body, one at a time."""
-        with self._turning():
-            while (entry := self._next_entry()) is not None:
-                self.body.apply(entry)
-                self._floor = entry.at
-                self.tail.append(entry)
-                if entry.kind is EntryKind.ATTEMPT:
-                    self._board.note_failure(entry)
-                elif entry.kind is EntryKind.STEP:
-                    self._board.remove(entry.id)
-                self._news.of_entry(entry, self.run)
-                self._take_commands({})
-
-    @contextmanager
-    def _turning(self) -> Iterator[None]:
-        """Say whose body runs, for as long as it does: it may block the event loop."""
         self._on_turn(self.run.id)
         try:
-            yield
+            while (entry := self._next_entry()) is not None:
+                self._apply(entry)
         finally:
             self._on_turn(None)
+
+    def _apply(self, entry: Entry) -> None:
+        self.body.apply(entry)
+        self._floor = entry.at
+        self.tail.append(entry)
+        if entry.kind is EntryKind.ATTEMPT:
+            self._board.note_failure(entry)
+        elif entry.kind is EntryKind.STEP:
+            self._board.remove(entry.id)
+        self._news.of_entry(entry, self.run)
+        self._take_commands({})
 
     def _next_entry(self) -> Entry | None:
         """Return the next fact as an entry. Messages go first: they are acknowledged already."""
@@ -144,7 +142,7 @@ class Session:
         return self._next_message() or self._next_fact() or self._next_timer()
 
     def _next_message(self) -> Entry | None:
-        taken = self.inbox.take(self.open_slots())
+        taken = None if self.inbox.empty else self.inbox.take(self.open_slots())
         if taken is None:
             return None
         message, slot = taken
@@ -168,9 +166,11 @@ class Session:
 
     def _next_timer(self) -> Entry | None:
         timers = [c for c in self.body.open.values() if isinstance(c, TimerCommand)]
-        first = min(timers, key=lambda timer: timer.due, default=None)
+        if not timers:
+            return None
+        first = min(timers, key=lambda timer: timer.due)
         now = self._now()
-        if first is None or first.due > now:
+        if first.due > now:
             return None
         return self._entry(first.id, EntryKind.TIMER, now)
 
@@ -182,6 +182,8 @@ class Session:
 
     def _take_commands(self, failures: dict[str, list[Entry]]) -> None:
         """Take in what the body asked for and what it withdrew."""
+        if not self.body.has_news:
+            return
         stored = {attempt.id: attempt for attempt in self.run.attempts}
         for command in self.body.take_issued():
             if isinstance(command, StepCommand):
@@ -234,7 +236,7 @@ class Session:
 
     def open_slots(self) -> tuple[Slot, ...]:
         """Return the slots that the body has open."""
-        return tuple(c.slot for c in self.body.open.values() if isinstance(c, SlotCommand))
+        return tuple([c.slot for c in self.body.open.values() if isinstance(c, SlotCommand)])
 
     @property
     def unwritten(self) -> bool:

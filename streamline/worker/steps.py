@@ -143,7 +143,7 @@ class StepBoard:
 
     def ready(self, now: datetime, execution: Execution) -> list[StepState]:
         """Return the steps that could start now."""
-        answered = {fact.id for fact in self.facts}
+        answered = {fact.id for fact in self.facts} if self.facts else ()
         return [
             state
             for id_, state in self._states.items()

@@ -12,7 +12,6 @@ from streamline.model import Run, Status
 from streamline.store.base import RunStore
 from tests.conformance.samples import (
     commit_of,
-    entry,
     held_run,
     load,
     new_claim,
@@ -241,12 +240,12 @@ async def test_expired_claims_are_due_now_and_count_as_recoveries(store: RunStor
     assert {run.id: run.recoveries for run in claimed} == {"a": 1, "b": 1}
 
 
-async def test_a_commit_with_entries_sets_recoveries_to_zero(store: RunStore) -> None:
+async def test_a_commit_with_progress_sets_recoveries_to_zero(store: RunStore) -> None:
     run = held_run(store, recoveries=2)
     await store.create_run(run)
     await store.commit(commit_of(run))
     assert (await load(store)).recoveries == 2
-    await store.commit(commit_of(await load(store), entries=(entry(store, "s"),)))
+    await store.commit(commit_of(await load(store), progress=True))
     assert (await load(store)).recoveries == 0
 
 
