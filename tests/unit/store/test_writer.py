@@ -58,16 +58,52 @@ async def test_what_gathers_while_writes_are_in_flight_goes_together() -> None:
     assert len(server.groups[-1]) == 10
 
 
+async def held_up(server: Server, writer: Writer[Item, int]) -> list[asyncio.Task[int]]:
+    """Fill all but one of the places for writes in flight."""
+    held = []
+    for number in range(MAX_IN_FLIGHT - 1):
+        held.append(asyncio.create_task(writer.write(Item(number))))
+        await turns()
+    return held
+
+
 async def test_groups_are_bounded_by_count_and_bytes() -> None:
     server = Server()
-    server.gate.set()
     writer: Writer[Item, int] = Writer(server.send)
-    await asyncio.gather(*(writer.write(Item(number)) for number in range(MAX_COUNT + 1)))
-    assert [len(group) for group in server.groups] == [MAX_COUNT, 1]
+    held = await held_up(server, writer)
+    many = [asyncio.create_task(writer.write(Item(number))) for number in range(MAX_COUNT + 1)]
+    await turns()
+    assert len(server.groups[-1]) == MAX_COUNT
+    server.gate.set()
+    await asyncio.gather(*held, *many)
+
+    server.gate.clear()
     server.groups.clear()
+    held = await held_up(server, writer)
     sizes = [MAX_BYTES, 2 * MAX_BYTES, MAX_BYTES // 2, MAX_BYTES // 2]
-    await asyncio.gather(*(writer.write(Item(i, size)) for i, size in enumerate(sizes)))
-    assert [len(group) for group in server.groups] == [1, 1, 2]
+    large = [asyncio.create_task(writer.write(Item(i, size))) for i, size in enumerate(sizes)]
+    await turns()
+    server.gate.set()
+    await asyncio.gather(*held, *large)
+    assert [len(group) for group in server.groups[len(held) :]] == [1, 1, 2]
+
+
+async def test_a_crowd_is_shared_out_over_the_writes_in_flight() -> None:
+    server = Server()
+    writer: Writer[Item, int] = Writer(server.send)
+    held = await held_up(server, writer)
+    crowd = [asyncio.create_task(writer.write(Item(number))) for number in range(20)]
+    await turns()
+    assert len(server.groups[-1]) == 20, "one write may go, so all go with it"
+    server.gate.set()
+    await asyncio.gather(*held, *crowd)
+    server.gate.clear()
+    server.groups.clear()
+    crowd = [asyncio.create_task(writer.write(Item(number))) for number in range(60)]
+    await turns()
+    assert [len(group) for group in server.groups] == [20, 20, 20]
+    server.gate.set()
+    await asyncio.gather(*crowd)
 
 
 async def test_the_error_of_one_item_falls_on_it_alone() -> None:
