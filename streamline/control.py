@@ -6,6 +6,7 @@ from typing import Any
 
 from streamline.codec import decode, decode_exception, encode, encode_exception, resolve_type
 from streamline.definitions import Registry
+from streamline.delivery import Delivery, Letter, not_found
 from streamline.documents import WorkflowRun
 from streamline.errors import (
     ErrorCode,
@@ -14,14 +15,13 @@ from streamline.errors import (
     RunAlreadyCompleted,
     RunCancelled,
     RunFailed,
-    RunNotFound,
     WorkflowNotFound,
 )
 from streamline.events import Event, EventBus
 from streamline.handles import RunControl, RunHandle, StartOptions
 from streamline.ids import check_id, check_name, new_id
 from streamline.launcher import Launcher
-from streamline.model import Message, MessageKind, Notice, PostResult, Run, Slot, SlotKind, Status
+from streamline.model import Message, MessageKind, PostResult, Run, Slot, SlotKind, Status
 from streamline.rewinder import Rewinder
 from streamline.store import RunStore
 from streamline.waiters import Waiters
@@ -59,6 +59,7 @@ class Control(RunControl):
         self._events = events
         self._payload_limit = payload_limit
         self._rewinder = Rewinder(store)
+        self._delivery = Delivery(store, worker)
 
     # -- starting and asking ----------------------------------------------------------------------
 
@@ -71,7 +72,7 @@ class Control(RunControl):
         return WorkflowRun.from_run(await self._load(run_id))
 
     async def get_status(self, run_id: str) -> Status:
-        return (await self._load(run_id, journal=False)).status
+        return (await self._load(run_id, head=True)).status
 
     async def wait_run(self, run_id: str, timeout: float | None) -> WorkflowRun:
         await self._ended(run_id, timeout)
@@ -104,16 +105,17 @@ class Control(RunControl):
 
     async def _ended(self, run_id: str, timeout: float | None) -> Run:
         if not self._worker.holds(run_id):
-            run = await self._load(run_id, journal=False)
+            run = await self._load(run_id, head=True)
             # Read again: an end that isn't durable yet may still be undone, and is waited for.
             if run.status.ended and (found := await self._store.load_ended([run_id])):
                 return found[0]
         return await self._waiters.ended(run_id, timeout)
 
-    async def _load(self, run_id: str, *, journal: bool = True) -> Run:
-        run = await self._store.load_run(run_id, journal=journal)
+    async def _load(self, run_id: str, *, head: bool = False) -> Run:
+        """Load a run; of one whose head is asked for, without journal and inbox."""
+        run = await self._store.load_run(run_id, journal=not head, inbox=not head)
         if run is None:
-            raise _not_found(run_id)
+            raise not_found(run_id)
         return run
 
     # -- messages ---------------------------------------------------------------------------------
@@ -125,12 +127,15 @@ class Control(RunControl):
         if message_id is not None:
             check_id(message_id, what="a message's id")
         encoded = self._encoded(payload, f"the message to {channel!r} of run {run_id!r}")
-        run = await self._load(run_id, journal=False)
-        slots = [s for s in run.awaiting if s.kind is SlotKind.RECEIVE and s.name == channel]
-        if slots:
-            _check_type(encoded, slots[0], run_id)
         message = self._message(MessageKind.SEND, channel, encoded, message_id)
-        result = await self._post(run_id, message)
+
+        def compose(run: Run) -> Letter:
+            slots = [s for s in run.awaiting if s.kind is SlotKind.RECEIVE and s.name == channel]
+            if slots:
+                _check_type(encoded, slots[0], run_id)
+            return Letter(message=message)
+
+        result = await self._delivery.deliver(run_id, compose, fresh=message_id is None)
         if result is PostResult.ENDED:
             raise RunAlreadyCompleted(
                 f"run {run_id!r} has ended; the message to {channel!r} was not stored",
@@ -147,11 +152,15 @@ class Control(RunControl):
         encoded = self._encoded(payload, f"the payload for run {run_id!r}")
         if name is not None:
             check_id(name, what="a wait's name")
-        while True:
-            slot = _open_wait(await self._load(run_id, journal=False), name)
+
+        def compose(run: Run) -> Letter:
+            slot = _open_wait(run, name)
             _check_type(encoded, slot, run_id)
             message = self._message(MessageKind.RESUME, slot.id, encoded, None)
-            result = await self._post(run_id, message, slot=slot.id)
+            return Letter(message=message, slot=slot.id)
+
+        while True:
+            result = await self._delivery.deliver(run_id, compose)
             if result in (PostResult.POSTED, PostResult.DUPLICATE):
                 return
             if result is PostResult.FULL:
@@ -160,8 +169,8 @@ class Control(RunControl):
                 )
             if result is PostResult.NO_SLOT:
                 raise InvalidState(
-                    f"run {run_id!r} is not waiting for {slot.name!r} any more: another resume or "
-                    "its timeout came first",
+                    f"run {run_id!r} is not waiting for what it was to be resumed with any more: "
+                    "another resume or its timeout came first",
                     run_id=run_id,
                 )
             # It has ended since we looked: the next look says how.
@@ -178,21 +187,6 @@ class Control(RunControl):
             at=self._store.clock.now(),
             name=name,
             payload=payload,
-        )
-
-    async def _post(self, run_id: str, message: Message, *, slot: str | None = None) -> PostResult:
-        result = await self._store.post(run_id, message, slot=slot)
-        if result is PostResult.NO_RUN:
-            raise _not_found(run_id)
-        if result is PostResult.POSTED:
-            self._tell_worker(run_id)
-        return result
-
-    def _tell_worker(self, run_id: str) -> None:
-        """Let the local worker know at once; other processes hear it from the store."""
-        now = self._store.clock.now()
-        self._worker.notice(
-            Notice(run_id=run_id, status=Status.WAITING, due_at=now, inbox_seq=1 << 62)
         )
 
     # -- control ----------------------------------------------------------------------------------
@@ -213,10 +207,11 @@ class Control(RunControl):
             self._worker.lose(run_id)
             await self._tell_cancelled(run_id, error)
             return
-        await self._load(run_id, journal=False)
+        await self._load(run_id, head=True)
 
     async def _command(self, run_id: str, kind: MessageKind, reason: str | None) -> PostResult:
-        result = await self._post(run_id, self._message(kind, "", reason, None))
+        letter = Letter(message=self._message(kind, "", reason, None))
+        result = await self._delivery.deliver_blindly(run_id, letter)
         if result is PostResult.FULL:
             raise PayloadTooLarge(
                 f"the mailbox of run {run_id!r} is full, so the {kind.value} was not stored. "
@@ -228,7 +223,7 @@ class Control(RunControl):
     async def _tell_cancelled(self, run_id: str, error: RunCancelled) -> None:
         """Tell of a run that was ended without its body."""
         self._waiters.suspect(run_id)
-        run = await self._load(run_id, journal=False)
+        run = await self._load(run_id, head=True)
         self._events.emit(
             Event(
                 name="workflow:cancelled",
@@ -250,7 +245,7 @@ class Control(RunControl):
 
     async def unpause_run(self, run_id: str) -> None:
         if await self._store.unpause(run_id):
-            self._tell_worker(run_id)
+            self._delivery.tell_worker(run_id)
             return
         run = await self._load(run_id)
         raise InvalidState(
@@ -273,19 +268,15 @@ class Control(RunControl):
         self._events.emit(
             Event(name="workflow:retry", at=now, run_id=run.id, workflow=run.workflow)
         )
-        self._tell_worker(run.id)
+        self._delivery.tell_worker(run.id)
 
     async def execute_run(self, run_id: str) -> Status:
         # Before the claim: a run whose code isn't known here is left for others.
-        self._registry.find_code((await self._load(run_id, journal=False)).code)
+        self._registry.find_code((await self._load(run_id, head=True)).code)
         claimed = await self._store.claim_run(self._worker.scheduler.new_claim(), run_id)
         if claimed is None:
             return await self.get_status(run_id)
         return await self._worker.execute(claimed)
-
-
-def _not_found(run_id: str) -> RunNotFound:
-    return RunNotFound(f"there is no run {run_id!r}; check its id and the database", run_id=run_id)
 
 
 def _cancelled(run_id: str, reason: str | None) -> RunCancelled:

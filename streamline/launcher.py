@@ -57,8 +57,13 @@ class Launcher:
         if worker is None or run.status is not Status.QUEUED or not worker.reserve(flow):
             await self._create(run, options)
             return run.id
+        claim = worker.scheduler.new_claim()
         try:
-            await self._create(_claimed(run, worker.scheduler.new_claim()), options)
+            await self._create(_claimed(run, claim), options)
+        except BaseException:
+            # It may have had its effect: then the run is ours, and nobody else may drive it.
+            worker.fetch(run.id, claim.id)
+            raise
         finally:
             worker.free_place()
         return run.id

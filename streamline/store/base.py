@@ -84,9 +84,11 @@ class RunStore(ABC):
     # -- reading ----------------------------------------------------------------------------------
 
     @abstractmethod
-    async def load_run(self, run_id: str, *, journal: bool = True) -> Run | None:
-        """Return a run: with the part of its journal that is in the document and its inbox, or both
-        left out, for those who only ask how it stands: an inbox may hold thousands of messages.
+    async def load_run(
+        self, run_id: str, *, journal: bool = True, inbox: bool = True
+    ) -> Run | None:
+        """Return a run, with or without the part of its journal that is in the document, and its
+        inbox: a journal may be large, and an inbox may hold thousands of messages.
 
         Raises:
             DataCorruption: The document can't be read as a run.
@@ -205,6 +207,25 @@ class RunStore(ABC):
         A message id that the run has or ever had is a DUPLICATE and changes nothing, also when the
         entry that took it was archived. Of the results, the first that applies: NO_RUN, DUPLICATE,
         ENDED, NO_SLOT, FULL. An inbox holds at most `inbox_limit` bytes.
+        """
+
+    @abstractmethod
+    async def post_to_parked(
+        self, parked: Run, message: Message, claim: Claim, *, slot: str | None = None
+    ) -> Run | None:
+        """Put a message in the inbox of a run that waits, and claim the run, in one update.
+
+        Args:
+            parked: The run as its commit to `waiting` left it, as far as the caller knows.
+            message: Its id must be new: whether the run had it before is not looked at.
+            claim: For whom.
+            slot: A slot to be closed.
+
+        Rules: those of `post` and `claim_run`. Applied only if the run is waiting and still has the
+        `rev` and `fence` of `parked`, the slot is open, and there is room; else nothing is written.
+
+        Returns:
+            The run after the claim, without its journal; None if nothing was written.
         """
 
     @abstractmethod

@@ -43,6 +43,7 @@ from streamline.store.transitions import (
     claimed,
     committed,
     is_open,
+    is_parked_as,
     posted,
     released,
     rewound,
@@ -113,11 +114,16 @@ class MemoryStore(RunStore):
 
     # -- reading ----------------------------------------------------------------------------------
 
-    async def load_run(self, run_id: str, *, journal: bool = True) -> Run | None:
+    async def load_run(
+        self, run_id: str, *, journal: bool = True, inbox: bool = True
+    ) -> Run | None:
         await self._alive()
         with self.data.lock:
             run = self._load(run_id)
-            return run if run is None or journal else _change(run, journal=[], inbox=[])
+            if run is None:
+                return None
+            kept = {"journal": run.journal if journal else [], "inbox": run.inbox if inbox else []}
+            return _change(run, **kept)
 
     async def load_archive(self, run_id: str, until: int) -> list[Entry]:
         await self._alive()
@@ -244,6 +250,19 @@ class MemoryStore(RunStore):
                 return reason
             self._put(posted(run, message, slot, self.clock.now()))
             return PostResult.POSTED
+
+    async def post_to_parked(
+        self, parked: Run, message: Message, claim: Claim, *, slot: str | None = None
+    ) -> Run | None:
+        await self._alive()
+        with self.data.lock:
+            run = self._load(parked.id)
+            if run is None or not is_parked_as(run, parked) or self._refusal(run, message, slot):
+                return None
+            now = self.clock.now()
+            woken = claimed(posted(run, message, slot, now), claim, now)
+            assert woken is not None
+            return _change(self._put(woken), journal=[])
 
     async def cancel_unstarted(self, run_id: str, error: Failure) -> bool:
         await self._alive()

@@ -9,15 +9,24 @@ import bson
 import msgspec
 
 from streamline.errors import ServerUnavailable
-from streamline.model import Message, PostResult
+from streamline.model import Claim, Message, PostResult, Run
 from streamline.store.archive import Archive
 from streamline.store.connection import Connection, Document
 from streamline.store.encoding import to_builtins
 from streamline.store.indexes import RUNS
-from streamline.store.updates import ENDED_VALUES, INBOX_BYTES, post_filter, post_update
+from streamline.store.modify import find_and_modify
+from streamline.store.updates import (
+    ENDED_VALUES,
+    INBOX_BYTES,
+    claim_update,
+    parked_filter,
+    post_filter,
+    post_update,
+)
 
 # What an element of an array costs beside the document in it: its type and its index as text.
 _ELEMENT = 8
+_WITHOUT_JOURNAL = {"journal": 0}
 
 
 class Post(msgspec.Struct, frozen=True):
@@ -103,6 +112,23 @@ class Messages:
                 return PostResult.POSTED
             if reason is not None:
                 return reason
+
+    async def post_to_parked(
+        self, parked: Run, message: Message, claim: Claim, slot: str | None
+    ) -> Document | None:
+        """See `RunStore.post_to_parked`."""
+        post = Post.of(parked.id, message, slot, limit=self._inbox_limit)
+        fits = parked_filter(parked, slot=slot, room=post.room)
+        change = post_update(message, slot) + claim_update(claim)
+        runs = self._connection.collection(RUNS)
+
+        async def update(again: bool) -> Document | None:
+            found = await find_and_modify(runs, fits, change, _WITHOUT_JOURNAL)
+            if found is None and again:
+                found = await runs.find_one({"_id": parked.id, "claim": claim.id}, _WITHOUT_JOURNAL)
+            return found
+
+        return await self._connection.persist(update)
 
     async def _update(self, post: Post, base: int | None) -> tuple[bool, bool]:
         fits = post_filter(post.run_id, post.message, slot=post.slot, base=base, room=post.room)

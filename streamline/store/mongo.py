@@ -45,7 +45,6 @@ from streamline.store.writer import Writer
 INBOX_LIMIT = 4 * 1024 * 1024
 _CLOCK_REFRESH = 30.0
 _WITHOUT_JOURNAL = {"journal": 0}
-_HEAD = {"journal": 0, "inbox": 0}
 
 
 class MongoStore(RunStore):
@@ -121,8 +120,11 @@ class MongoStore(RunStore):
 
     # -- reading ----------------------------------------------------------------------------------
 
-    async def load_run(self, run_id: str, *, journal: bool = True) -> Run | None:
-        return await self._load(run_id, None if journal else _HEAD)
+    async def load_run(
+        self, run_id: str, *, journal: bool = True, inbox: bool = True
+    ) -> Run | None:
+        left_out = {"journal": journal, "inbox": inbox}
+        return await self._load(run_id, {name: 0 for name, there in left_out.items() if not there})
 
     async def load_archive(self, run_id: str, until: int) -> list[Entry]:
         return await self._archive.load(run_id, until)
@@ -197,6 +199,12 @@ class MongoStore(RunStore):
 
     async def post(self, run_id: str, message: Message, *, slot: str | None = None) -> PostResult:
         return await self._messages.post(run_id, message, slot)
+
+    async def post_to_parked(
+        self, parked: Run, message: Message, claim: Claim, *, slot: str | None = None
+    ) -> Run | None:
+        found = await self._messages.post_to_parked(parked, message, claim, slot)
+        return None if found is None else from_document(found)
 
     async def cancel_unstarted(self, run_id: str, error: Failure) -> bool:
         unstarted = {"$in": [Status.DRAFT.value, Status.QUEUED.value]}

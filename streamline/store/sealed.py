@@ -76,8 +76,10 @@ class SealedStore(RunStore):
 
     # -- reading ----------------------------------------------------------------------------------
 
-    async def load_run(self, run_id: str, *, journal: bool = True) -> Run | None:
-        run = await self.inner.load_run(run_id, journal=journal)
+    async def load_run(
+        self, run_id: str, *, journal: bool = True, inbox: bool = True
+    ) -> Run | None:
+        run = await self.inner.load_run(run_id, journal=journal, inbox=inbox)
         return None if run is None else self._open.run(run)
 
     async def load_archive(self, run_id: str, until: int) -> list[Entry]:
@@ -126,6 +128,13 @@ class SealedStore(RunStore):
 
     async def post(self, run_id: str, message: Message, *, slot: str | None = None) -> PostResult:
         return await self.inner.post(run_id, self._seal.message(message, run_id), slot=slot)
+
+    async def post_to_parked(
+        self, parked: Run, message: Message, claim: Claim, *, slot: str | None = None
+    ) -> Run | None:
+        sealed = self._seal.message(message, parked.id)
+        run = await self.inner.post_to_parked(parked, sealed, claim, slot=slot)
+        return None if run is None else self._open.run(run)
 
     async def cancel_unstarted(self, run_id: str, error: Failure) -> bool:
         return await self.inner.cancel_unstarted(run_id, self._seal.failure(error, run_id, "error"))

@@ -135,6 +135,12 @@ def posted(run: Run, message: Message, slot: str | None, now: datetime) -> Run:
     )
 
 
+def is_parked_as(run: Run, parked: Run) -> bool:
+    """Whether a run waits, and nobody but senders wrote to it since it was parked."""
+    unchanged = (run.rev, run.fence) == (parked.rev, parked.fence)
+    return unchanged and run.status is Status.WAITING
+
+
 def is_open(awaiting: list[Slot], slot: str) -> bool:
     """Whether a slot is among those that are open."""
     return any(open_.id == slot for open_ in awaiting)

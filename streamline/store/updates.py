@@ -17,6 +17,7 @@ from streamline.model import (
     Commit,
     Message,
     MessageKind,
+    Run,
     Status,
 )
 from streamline.store.encoding import Document, to_builtins
@@ -207,6 +208,20 @@ def post_filter(
         "journal_base": base,
         "inbox.id": {"$ne": message.id},
         "journal.message": {"$ne": message.id},
+        "$expr": {"$lte": [INBOX_BYTES, room]},
+    }
+    if slot is not None:
+        fits["awaiting.id"] = slot
+    return fits
+
+
+def parked_filter(parked: Run, *, slot: str | None, room: int) -> Document:
+    """Match a run that waits as it was parked, and can take a message whose id is new."""
+    fits: Document = {
+        "_id": parked.id,
+        "status": Status.WAITING.value,
+        "rev": parked.rev,
+        "fence": parked.fence,
         "$expr": {"$lte": [INBOX_BYTES, room]},
     }
     if slot is not None:

@@ -96,6 +96,14 @@ class RunDriver:
         return None if self._session is None else self._session.next_due()
 
     @property
+    def seen(self) -> Run:
+        """The run as its document is, as far as this worker knows; without journal and inbox."""
+        session = self._session
+        if session is None:
+            return self.run
+        return msgspec.structs.replace(self.run, awaiting=list(session.awaiting))
+
+    @property
     def quiet(self) -> bool:
         """Whether it waits, perhaps for a step."""
         return self._waiting and not self._wake.is_set()
@@ -157,12 +165,17 @@ class RunDriver:
             self._session.evict()
             self._session = None
 
+    @property
+    def can_go_on(self) -> bool:
+        """Whether its body is in memory and still as the run was parked."""
+        return self._session is not None and not self._lost
+
     def reclaim(self, run: Run) -> bool:
         """Go on with a parked run that was claimed again, if nobody wrote to it meanwhile."""
         # Another run may have been put in this one's place, and have come to the same `rev`.
         same = run.created_at == self.run.created_at and run.rev == self.run.rev
         # One that lost its claim, or seemed to as it parked, has forgotten the steps it waits for.
-        if self._session is None or self._lost or not same:
+        if self._session is None or not self.can_go_on or not same:
             return False
         self._session.reclaim(run)
         self.run = self._session.run
@@ -265,13 +278,14 @@ class RunDriver:
     async def _look_at_inbox(self) -> None:
         if self._stale_inbox and not self._lost:
             self._stale_inbox = False
-            self._live.refresh(await self._reload())
+            self._live.refresh(await self._reload(journal=False))
         # After the wait, too: without its steps, which are forgotten, the run would be parked.
         if self._lost:
             raise self._lease_lost()
 
-    async def _reload(self) -> Run:
-        run = await self._persist(lambda: self._services.store.load_run(self.id))
+    async def _reload(self, *, journal: bool = True) -> Run:
+        store = self._services.store
+        run = await self._persist(lambda: store.load_run(self.id, journal=journal))
         if run is None or run.fence != self.run.fence or run.status is not Status.RUNNING:
             raise self._lease_lost()
         return run
@@ -369,7 +383,7 @@ class RunDriver:
             if commit.entries or commit.consumed:
                 await self._rebuild(session)
             else:  # nothing was applied that isn't stored
-                session.refresh(await self._reload())
+                session.refresh(await self._reload(journal=False))
             return False
         self._landed(session, commit)
         return True

@@ -207,6 +207,56 @@ class Worker:
         self._none_reserved.clear()
         return True
 
+    def take_parked(self, run_id: str) -> RunDriver | None:
+        """Take a run out of the cache, with a place for it, if it can go on here at once.
+
+        Whoever got one calls `wake` with the claimed run, or `put_back`.
+        """
+        driver = self._parked.get(run_id)
+        if driver is None or not self._background or self._room() <= 0 or not driver.can_go_on:
+            return None
+        del self._parked[run_id]
+        self._reserved += 1
+        self._none_reserved.clear()
+        return driver
+
+    def put_back(self, driver: RunDriver) -> None:
+        """Give back what `take_parked` took: the run was not claimed."""
+        self.free_place()
+        if driver.id in self._drivers or driver.id in self._parked:
+            driver.evict()  # claimed by the scheduler meanwhile, and built anew
+        else:
+            self._cache(driver)
+
+    def wake(self, driver: RunDriver, run: Run) -> None:
+        """Go on with a run that `take_parked` took and that was claimed for this worker."""
+        self.free_place()
+        if driver.id not in self._drivers and driver.reclaim(run):
+            self._announce(run)
+            self._hold(driver, run)
+        else:
+            driver.evict()
+            self.fetch(run.id, run.claim)
+
+    def fetch(self, run_id: str, claim: str | None) -> None:
+        """Drive a run if this claim on it was made: whoever made it may not have heard of it."""
+        self._spawn(self._fetch(run_id, claim))
+
+    async def _fetch(self, run_id: str, claim: str | None) -> None:
+        try:
+            run = await self._services.store.load_run(run_id)
+        except Exception as error:
+            _log.warning("can't read run %r; its lease may have to run out: %s", run_id, error)
+            return
+        unheard = run is not None and run.claim == claim and run_id not in self._drivers
+        if run is not None and unheard and run.status is Status.RUNNING and not self._stopping:
+            self.adopt(run)
+
+    def seen(self, run_id: str) -> Run | None:
+        """Return a run that is driven or parked here as this worker knows it, else None."""
+        driver = self._drivers.get(run_id) or self._parked.get(run_id)
+        return None if driver is None or not driver.can_go_on else driver.seen
+
     def free_place(self) -> None:
         """Give back a place that `reserve` kept."""
         self._reserved -= 1
@@ -273,6 +323,9 @@ class Worker:
             _log.info("run %r is handed back: %s", run.id, error)
             self._spawn(self._release(run.id, run.fence))
             return
+        self._hold(driver, run)
+
+    def _hold(self, driver: RunDriver, run: Run) -> None:
         self._drivers[run.id] = driver
         # Where leases are renewed by hand, whoever moves the clock sees to it.
         driver.lease_until = run.due_at if self._threaded else None
@@ -342,6 +395,9 @@ class Worker:
             self.scheduler.notice_run(driver.id)
         elif driver.due_at is not None:
             self.scheduler.notice_due(driver.due_at)
+        self._cache(driver)
+
+    def _cache(self, driver: RunDriver) -> None:
         self._parked[driver.id] = driver
         while len(self._parked) > self._cache_size:
             self._parked.popitem(last=False)[1].evict()

@@ -243,6 +243,87 @@ async def test_unpause_is_refused_where_nothing_is_paused(store: RunStore) -> No
     assert not await store.unpause("r")
 
 
+# -- to parked runs -------------------------------------------------------------------------------
+
+
+async def test_a_message_to_a_parked_run_claims_it(store: RunStore) -> None:
+    known = await parked(store, awaiting=(slot(store, "a"), slot(store, "b")))
+    sent = message(store, "m", MessageKind.RESUME, name="a", payload=AWKWARD)
+    run = await store.post_to_parked(known, sent, new_claim("w2"), slot="a")
+    assert run is not None
+    assert (run.status, run.worker, run.fence, run.rev) == (Status.RUNNING, "w2", 2, known.rev)
+    assert (run.inbox, run.inbox_seq, run.recoveries) == ([sent], 1, 0)
+    assert [each.id for each in run.awaiting] == ["b"]
+    assert run == await load(store)
+    assert run.due_at is not None
+    assert run.due_at > store.clock.now() + timedelta(seconds=30), "the end of the lease"
+
+
+async def test_the_run_is_returned_without_its_journal(store: RunStore) -> None:
+    known = await parked(store, entries=(entry(store, "s"),))
+    run = await store.post_to_parked(known, message(store, "m"), new_claim())
+    assert run is not None
+    assert run.journal == []
+    assert [each.id for each in (await load(store)).journal] == ["s"]
+
+
+async def test_messages_that_came_before_come_along(store: RunStore) -> None:
+    known = await parked(store)
+    await store.post("r", message(store, "first"))
+    run = await store.post_to_parked(known, message(store, "second"), new_claim())
+    assert run is not None
+    assert [each.id for each in run.inbox] == ["first", "second"]
+
+
+@pytest.mark.parametrize("status", [Status.RUNNING, Status.PAUSED, Status.DONE, Status.FAILED])
+async def test_a_run_that_does_not_wait_is_not_claimed(store: RunStore, status: Status) -> None:
+    known = held_run(store)
+    await store.create_run(known)
+    if status is not Status.RUNNING:
+        await store.commit(commit_of(known, status))
+    before = await load(store)
+    assert await store.post_to_parked(before, message(store, "m"), new_claim()) is None
+    assert await load(store) == before
+
+
+async def test_a_run_that_went_on_since_it_was_parked_is_not_claimed(store: RunStore) -> None:
+    known = await parked(store)
+    await store.post("r", message(store, "m"))
+    other = await store.claim_run(new_claim("w2"), "r")
+    assert other is not None
+    await store.commit(commit_of(other, Status.WAITING))
+    before = await load(store)
+    for stale in (known, other):  # one by its fence, the other by its rev
+        assert await store.post_to_parked(stale, message(store, "n"), new_claim()) is None
+    assert await load(store) == before
+
+
+async def test_a_slot_that_is_closed_refuses_the_message(store: RunStore) -> None:
+    known = await parked(store, awaiting=(slot(store, "a"),))
+    assert await store.post("r", message(store, "m"), slot="a") is PostResult.POSTED
+    before = await load(store)
+    assert await store.post_to_parked(known, message(store, "n"), new_claim(), slot="a") is None
+    assert await load(store) == before
+
+
+async def test_of_two_who_know_a_parked_run_one_gets_it(world: World) -> None:
+    stores = [await world.store() for _ in range(4)]
+    known = await parked(stores[0])
+    runs = await asyncio.gather(
+        *(
+            s.post_to_parked(known, message(s, f"m{i}"), new_claim(f"w{i}"))
+            for i, s in enumerate(stores)
+        )
+    )
+    (winner,) = [run for run in runs if run is not None]
+    assert await load(stores[0]) == winner
+
+
+async def test_there_is_nothing_to_claim_of_an_unknown_run(store: RunStore) -> None:
+    unknown = held_run(store)
+    assert await store.post_to_parked(unknown, message(store, "m"), new_claim()) is None
+
+
 # -- notices --------------------------------------------------------------------------------------
 
 

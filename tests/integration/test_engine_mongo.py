@@ -472,6 +472,30 @@ async def test_n_steps_take_n_plus_one_writes_and_no_read(mongod_replica: str) -
     assert len(names) == 11, names
 
 
+async def test_a_message_to_a_run_parked_here_takes_one_write_and_its_commit(
+    mongod_replica: str,
+) -> None:
+    listener = _Commands()
+    client = AsyncMongoClient[dict[str, Any]](mongod_replica, event_listeners=[listener])
+    async with client as mongo:
+        database = mongo[f"engine_{uuid.uuid4().hex[:8]}"]
+        async with Streamline(database, registry=registry) as engine:
+            run = await engine.start_run(collecting, 3)
+            for number in range(3):
+                await _until(lambda: _parked(engine))
+                listener.seen.clear()
+                await run.send("numbers", number)
+                assert listener.of(run.id) == ["findAndModify"]
+            assert await run.result(timeout=SECONDS) == [0, 1, 2]
+    names = listener.of(run.id)
+    assert names == ["findAndModify", "update"]
+
+
+async def _parked(engine: Streamline) -> bool:
+    health = engine.health()
+    return health.watched and health.cached == 1 and health.claimed == 0
+
+
 # -- steps, blocked loops, leases -----------------------------------------------------------------
 
 

@@ -31,6 +31,7 @@ OPERATIONS = st.lists(
         st.tuples(st.just("archive"), RUN_IDS),
         st.tuples(st.just("post"), RUN_IDS, SMALL, st.sampled_from(list(MessageKind))),
         st.tuples(st.just("post_slot"), RUN_IDS, SMALL),
+        st.tuples(st.just("post_to_parked"), RUN_IDS, SMALL, st.booleans()),
         st.tuples(st.just("release"), RUN_IDS, SMALL),
         st.tuples(st.just("renew"), SMALL),
         st.tuples(
@@ -139,6 +140,13 @@ class Pilot:
     async def _post_slot(self, run_id: str, number: int) -> object:
         message = self._message(number, MessageKind.RESUME)
         return await self._store.post(run_id, message, slot="slot")
+
+    async def _post_to_parked(self, run_id: str, fence: int, closes: bool) -> object:
+        known = held_run(self._store, run_id, fence=fence, rev=1)
+        message = Message(id=f"n{self._calls}", kind=MessageKind.SEND, at=self._store.clock.now())
+        slot = "slot" if closes else None
+        run = await self._store.post_to_parked(known, message, new_claim("w2"), slot=slot)
+        return None if run is None else (run.fence, run.status, [each.id for each in run.inbox])
 
     async def _release(self, run_id: str, fence: int) -> bool:
         return await self._store.release(run_id, fence)

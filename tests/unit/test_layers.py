@@ -19,7 +19,7 @@ LAYERS: list[set[str]] = [
     {"definitions"},
     {"replay", "store"},
     {"worker", "waiters"},
-    {"launcher", "rewinder", "control", "engine"},
+    {"delivery", "launcher", "rewinder", "control", "engine"},
     {"streamline", "testing"},
 ]
 """Lowest first; a module or package of `streamline`, and `streamline` itself for its __init__."""

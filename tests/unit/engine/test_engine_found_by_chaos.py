@@ -35,11 +35,11 @@ async def test_an_outage_while_a_run_is_read_does_not_fail_it(world, monkeypatch
     store = world.process.mortal_store
     load_run = store.load_run
 
-    async def away(run_id, *, journal=True):
+    async def away(run_id, *, journal=True, inbox=True):
         if len(outages) < 2:
             outages.append(run_id)
             raise ServerUnavailable("away for longer than its timeout")
-        return await load_run(run_id, journal=journal)
+        return await load_run(run_id, journal=journal, inbox=inbox)
 
     handle = await flow.start()
     await until(lambda: world.process.worker.quiet)
@@ -177,10 +177,10 @@ async def test_a_claim_that_lapses_while_its_run_is_read_writes_nothing(world, m
     store = world.process.mortal_store
     load_run = store.load_run
 
-    async def slow(run_id, *, journal=True):
+    async def slow(run_id, *, journal=True, inbox=True):
         reading.set()
         await read.wait()
-        return await load_run(run_id, journal=journal)
+        return await load_run(run_id, journal=journal, inbox=inbox)
 
     handle = await flow.start()
     await until(lambda: world.process.worker.quiet)

@@ -1,0 +1,162 @@
+"""A message to a run that is parked here claims it in the same write, and it goes on at once."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from engine_support import SECONDS, until, until_status
+
+from streamline import Status, ValidationError, receive, wait
+from streamline.errors import ServerUnavailable
+
+
+@pytest.fixture
+def listener(world):
+    @world.workflow
+    async def listener(count: int) -> list[int]:
+        return [await receive("numbers", type=int) for _ in range(count)]
+
+    return listener
+
+
+@pytest.fixture
+def local(world):
+    """The engine that sends is the worker, as in an app that does both."""
+    return world.process
+
+
+async def parked(world, local, flow, *args):
+    handle = await flow.options(engine=local).start(*args)
+    await until(lambda: local.worker.cached == 1 and local.worker.claimed == 0)
+    return handle
+
+
+async def test_it_goes_on_without_a_claim_of_its_own(world, local, listener, monkeypatch):
+    handle = await parked(world, local, listener, 3)
+
+    async def never(*args, **options):
+        raise AssertionError("this message took more than the write itself")
+
+    for verb in ("claim_run", "load_run", "post"):
+        monkeypatch.setattr(local.mortal_store, verb, never)
+    for number in range(3):
+        await handle.send("numbers", number)
+        await until(lambda: local.worker.claimed == 0)
+    monkeypatch.undo()
+    assert await handle.result(SECONDS) == [0, 1, 2]
+    assert (await world.run(handle.id)).fence == 4, "one claim at the start, one a message"
+
+
+async def test_a_wait_is_resumed_and_checked_without_a_look(world, local, monkeypatch):
+    @world.workflow
+    async def asking() -> int:
+        return await wait("how many?", type=int)
+
+    handle = await parked(world, local, asking)
+    with pytest.raises(ValidationError):
+        await handle.resume("many")
+    assert (await world.run(handle.id)).inbox_seq == 0
+    assert local.worker.cached == 1, "put back where it was"
+    await handle.resume(3)
+    assert await handle.result(SECONDS) == 3
+
+
+async def test_the_process_dies_after_the_write_that_claimed(world, local, listener):
+    """The message was acknowledged: whoever takes the run over finds it."""
+    handle = await parked(world, local, listener, 1)
+    store = local.mortal_store
+    post = store.post_to_parked
+
+    async def dying(*args, **options):
+        run = await post(*args, **options)
+        world.crash_soon()
+        return run
+
+    store.post_to_parked = dying
+    await handle.send("numbers", 7)
+    assert await world.handle(handle.id).result(SECONDS) == [7]
+    assert (await world.run(handle.id)).fence == 3
+
+
+async def test_a_sender_that_is_cancelled_strands_no_run(world, local, listener):
+    """The write may have claimed the run: then it is driven here, whoever waits for the reply."""
+    handle = await parked(world, local, listener, 1)
+    store, done, never = local.mortal_store, asyncio.Event(), asyncio.Event()
+    post = store.post_to_parked
+
+    async def unheard(*args, **options):
+        run = await post(*args, **options)
+        done.set()
+        await never.wait()
+        return run
+
+    store.post_to_parked = unheard
+    sender = asyncio.create_task(handle.send("numbers", 7))
+    await done.wait()
+    sender.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await sender
+    assert await handle.result(SECONDS) == [7]
+
+
+async def test_a_write_that_did_not_land_leaves_the_run_parked(world, local, listener):
+    handle = await parked(world, local, listener, 1)
+    store = local.mortal_store
+    post = store.post_to_parked
+
+    async def away(*args, **options):
+        store.post_to_parked = post
+        raise ServerUnavailable("away")
+
+    store.post_to_parked = away
+    with pytest.raises(ServerUnavailable):
+        await handle.send("numbers", 1)
+    await until(lambda: local.worker.cached == 1)
+    await handle.send("numbers", 2)
+    assert await handle.result(SECONDS) == [2]
+
+
+async def test_a_run_that_another_took_meanwhile_gets_its_message(world, local, listener):
+    """What is cached here is stale: the message goes by way of the store."""
+    handle = await parked(world, local, listener, 2)
+    other = await world.another_worker()
+    await local.mortal_store.post(handle.id, local.control._message("send", "numbers", 1, None))
+    run = await other.mortal_store.claim_run(other.worker.scheduler.new_claim(), handle.id)
+    other.worker.adopt(run)
+    await until(lambda: other.worker.claimed == 0)
+    await until_status(handle, Status.WAITING)
+    await handle.send("numbers", 2)
+    assert await handle.result(SECONDS) == [1, 2]
+
+
+async def test_a_message_with_an_id_counts_once(world, local, listener):
+    """W6: that takes a look at what the run had before."""
+    handle = await parked(world, local, listener, 2)
+    for _ in range(3):
+        await handle.send("numbers", 1, id="one")
+    await handle.send("numbers", 2, id="two")
+    assert await handle.result(SECONDS) == [1, 2]
+
+
+async def test_a_start_that_is_cancelled_strands_no_run(world, local, listener):
+    @world.workflow
+    async def quick() -> int:
+        return 1
+
+    store, done, never = local.mortal_store, asyncio.Event(), asyncio.Event()
+    create = store.create_run
+
+    async def unheard(run):
+        created = await create(run)
+        done.set()
+        await never.wait()
+        return created
+
+    store.create_run = unheard
+    start = asyncio.create_task(quick.options(engine=local, id="q").start())
+    await done.wait()
+    start.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await start
+    assert await world.handle("q").result(SECONDS) == 1
