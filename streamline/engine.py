@@ -44,6 +44,7 @@ R = TypeVar("R")
 
 PAYLOAD_LIMIT = 3 * 1024 * 1024
 HOLD = timedelta(milliseconds=500)
+AHEAD = timedelta(milliseconds=250)
 MAX_RECOVERIES = 5
 WATCH_AGAIN = 1.0
 
@@ -211,6 +212,8 @@ class Streamline(Engine):
             registry=self.registry,
             payload_limit=self._payload_limit,
             hold=HOLD,
+            # In memory a claim takes no time.
+            ahead=timedelta() if isinstance(store, MemoryStore) else AHEAD,
             max_recoveries=MAX_RECOVERIES,
         )
 

@@ -182,6 +182,7 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     worker: str
     lease: float  # seconds
+    ahead: float = 0.0  # seconds by which a waiting run may be claimed before it is due
 
 
 class Commit(msgspec.Struct, frozen=True, kw_only=True):

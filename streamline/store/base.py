@@ -121,13 +121,14 @@ class RunStore(ABC):
         """Claim up to `limit` runs of these codes that are due, the longest due first.
 
         Rules: a run is claimed only if `due_at` has come; so never an ended or a paused one, nor
-        one whose lease is live. Each claim sets `status` to running, `worker`, `claim`,
+        one whose lease is live. One that waits may be claimed up to `claim.ahead` earlier: then its
+        worker waits for the very moment. Each claim sets `status` to running, `worker`, `claim`,
         `fence + 1`, `due_at` to the end of the lease by the server's clock, and `started_at` if it
         is not set. A run found running (its lease ran out) has `recoveries + 1`. If that makes it a
         suspect (`SUSPECT`), it is not claimed but queued, `fence + 1`, due after a random time that
         doubles with each recovery: so runs that died together come back one by one, and one that
-        kills its process takes the others down no more. Of concurrent
-        claims of one run exactly one gets it. Claims of several workers spread over what is due.
+        kills its process takes the others down no more. Of concurrent claims of one run exactly one
+        gets it. Claims of several workers spread over what is due.
         A document that can't be read as a run is set aside: it is marked failed with
         `DATA_CORRUPTION`, has no `due_at`, and the other runs are claimed all the same.
 

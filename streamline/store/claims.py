@@ -14,7 +14,7 @@ from streamline.store.connection import Connection, Document
 from streamline.store.encoding import SET_ASIDE_REMOVES, from_document, set_aside_fields
 from streamline.store.indexes import RUNS
 from streamline.store.modify import find_and_modify
-from streamline.store.updates import DUE_NOW, HAS_DUE, claim_update, due_filter
+from streamline.store.updates import claim_update, due_filter
 
 _ROUNDS = 3
 _MAX_SPREAD = 8
@@ -33,7 +33,7 @@ class Claims:
         claimed: list[Run] = []
         for _ in range(_ROUNDS):
             wanted = limit - len(claimed)
-            head = await self._due_ids(codes, wanted * self._spread)
+            head = await self._due_ids(claim, codes, wanted * self._spread)
             ids = head
             if len(head) > wanted:
                 # In order of dueness all the same.
@@ -53,7 +53,7 @@ class Claims:
     async def claim_run(self, claim: Claim, run_id: str) -> Run | None:
         """See `RunStore.claim_run`."""
         runs = self._connection.collection(RUNS)
-        due = {"_id": run_id, "due_at": HAS_DUE, "$expr": DUE_NOW}
+        due = {"_id": run_id, **due_filter(claim)}
 
         async def take(again: bool) -> Document | None:
             found = await find_and_modify(runs, due, claim_update(claim))
@@ -70,10 +70,11 @@ class Claims:
             return None
         return await self._decode(document)
 
-    async def _due_ids(self, codes: Sequence[str], limit: int) -> list[object]:
+    async def _due_ids(self, claim: Claim, codes: Sequence[str], limit: int) -> list[object]:
         async def find(again: bool) -> list[object]:
             runs = self._connection.collection(RUNS)
-            cursor = runs.find(due_filter(codes), {"_id": 1}).sort("due_at", 1).limit(limit)
+            due = {"code": {"$in": list(codes)}, **due_filter(claim)}
+            cursor = runs.find(due, {"_id": 1}).sort("due_at", 1).limit(limit)
             return [document["_id"] async for document in cursor]
 
         return await self._connection.persist(find)
@@ -100,7 +101,7 @@ class Claims:
 
     async def _mark(self, claim: Claim, which: object) -> None:
         async def update(again: bool) -> None:
-            due = {"_id": which, "due_at": HAS_DUE, "$expr": DUE_NOW}
+            due = {"_id": which, **due_filter(claim)}
             await self._connection.collection(RUNS).update_many(due, claim_update(claim))
 
         await self._connection.persist(update)

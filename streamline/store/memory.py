@@ -152,11 +152,11 @@ class MemoryStore(RunStore):
 
     async def claim_due(self, claim: Claim, codes: Sequence[str], limit: int) -> list[Run]:
         await self._alive()
-        now = self.clock.now()
+        until = self.clock.now() + timedelta(seconds=claim.ahead)
         claimed: list[Run] = []
         with self.data.lock:
             for due_at, run_id in self.data.due(codes):
-                if due_at > now or len(claimed) >= limit:
+                if due_at > until or len(claimed) >= limit:
                     break
                 if (run := self._claim(claim, run_id)) is not None:
                     claimed.append(run)

@@ -41,7 +41,8 @@ def same_creation(stored: Run, run: Run) -> bool:
 
 def claimed(run: Run, claim: Claim, now: datetime) -> Run | None:
     """Return the run under a claim, or put off; None if it isn't due."""
-    if run.due_at is None or run.due_at > now:
+    ahead = timedelta(seconds=claim.ahead if run.status is Status.WAITING else 0.0)
+    if run.due_at is None or run.due_at > now + ahead:
         return None
     recoveries = run.recoveries + (run.status is Status.RUNNING)
     if run.status is Status.RUNNING and recoveries in SUSPECT:

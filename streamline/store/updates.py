@@ -6,7 +6,7 @@ within `$literal`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 from streamline.codec import Failure
 from streamline.model import (
@@ -47,9 +47,20 @@ def _is_status(*statuses: Status) -> Document:
 # -- claims ---------------------------------------------------------------------------------------
 
 
-def due_filter(codes: Sequence[str]) -> Document:
-    """Match what is due now by the server's own clock; `$expr` gives exact index bounds."""
-    return {"code": {"$in": list(codes)}, "due_at": HAS_DUE, "$expr": DUE_NOW}
+def due_filter(claim: Claim) -> Document:
+    """Match what is due by the server's own clock, or may be claimed ahead of its time.
+
+    `$expr` gives exact index bounds. Leases end at `due_at` too: only what waits goes ahead of it.
+    """
+    if not claim.ahead:
+        return {"due_at": HAS_DUE, "$expr": DUE_NOW}
+    soon = {"$add": ["$$NOW", round(claim.ahead * 1000)]}
+    waits = {"status": Status.WAITING.value}
+    return {
+        "due_at": HAS_DUE,
+        "$expr": {"$lte": ["$due_at", soon]},
+        "$or": [waits, {"$expr": DUE_NOW}],
+    }
 
 
 def claim_update(claim: Claim) -> Pipeline:

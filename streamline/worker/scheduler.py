@@ -95,7 +95,7 @@ class Scheduler:
         elif self._due is None or due < self._due:
             self._due = due
             if self._waiting and not self._full:
-                self._set_alarm(due)
+                self._set_alarm(self._time_to_look(due))
 
     def notice_run(self, run_id: str) -> None:
         """Take a hint that this run is due now."""
@@ -111,7 +111,10 @@ class Scheduler:
     def new_claim(self) -> Claim:
         """Return a claim with an id of its own."""
         return Claim(
-            id=f"{self._worker}#{next(self._claims)}", worker=self._worker, lease=self._lease
+            id=f"{self._worker}#{next(self._claims)}",
+            worker=self._worker,
+            lease=self._lease,
+            ahead=self._services.ahead.total_seconds(),
         )
 
     async def run(self) -> None:
@@ -219,15 +222,24 @@ class Scheduler:
             self._cancel_alarm()  # whoever makes room wakes us
         elif self._polls:
             poll = self._services.clock.now() + self._poll_interval()
-            self._set_alarm(min(self._due or poll, poll))
+            self._set_alarm(poll if self._due is None else min(self._time_to_look(self._due), poll))
         elif self._due is not None:
-            self._set_alarm(self._due)
+            self._set_alarm(self._time_to_look(self._due))
         self._waiting = True
         try:
             await self._wake.wait()
         finally:
             self._waiting = False
             self._cancel_alarm()
+
+    def _time_to_look(self, due: datetime) -> datetime:
+        """Return when to claim what is due then: so early that it is here when its timer fires.
+
+        Half of what a claim may be ahead, so that one look takes in what falls due meanwhile. What
+        is still there later than that (the end of a lease) can be had when it is due.
+        """
+        early = due - self._services.ahead / 2
+        return early if early > self._services.clock.now() else due
 
     def _poll_interval(self) -> timedelta:
         if self.watched:

@@ -25,6 +25,8 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
     """How many bytes one payload may have."""
     hold: timedelta
     """A run whose next timer or retry is nearer than this isn't parked but kept."""
+    ahead: timedelta
+    """How long before its timer a parked run is claimed; less than `hold`, or it parked again."""
     max_recoveries: int
     """How often a claim may go stale without progress before the run is failed."""
     threads: Executor | None = None

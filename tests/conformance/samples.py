@@ -34,8 +34,8 @@ AWKWARD: dict[str, Any] = {
 }
 
 
-def new_claim(worker: str = "w1", lease: float = 60.0) -> Claim:
-    return Claim(id=f"claim-{next(_numbers)}", worker=worker, lease=lease)
+def new_claim(worker: str = "w1", lease: float = 60.0, ahead: float = 0.0) -> Claim:
+    return Claim(id=f"claim-{next(_numbers)}", worker=worker, lease=lease, ahead=ahead)
 
 
 def new_run(store: RunStore, run_id: str = "r", *, due_in: float = 0.0, **fields: Any) -> Run:

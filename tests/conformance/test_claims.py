@@ -53,6 +53,31 @@ async def test_a_claim_skips_what_is_not_due_yet(world: World, store: RunStore) 
     assert len(await store.claim_due(new_claim(), ["wf"], 10)) == 1
 
 
+@pytest.mark.parametrize("by_id", [False, True])
+async def test_a_claim_ahead_takes_what_waits_and_nothing_else(
+    world: World, store: RunStore, by_id: bool
+) -> None:
+    soon = store.clock.now() + timedelta(seconds=20)
+    for run_id, due_at in {"soon": soon, "later": soon + timedelta(minutes=1)}.items():
+        run = held_run(store, run_id)
+        await store.create_run(run)
+        await store.commit(commit_of(run, Status.WAITING, due_at=due_at))
+    await store.create_run(held_run(store, "held", lease=20))
+    await store.create_run(new_run(store, "draft", due_in=20, status=Status.DRAFT))
+    await store.create_run(new_run(store, "put off", due_in=20))
+    ids = ["soon", "later", "held", "draft", "put off"]
+    if by_id:
+        got = [await store.claim_run(new_claim(ahead=30), run_id) for run_id in ids]
+        claimed = [run for run in got if run is not None]
+    else:
+        claimed = await store.claim_due(new_claim(ahead=30), ["wf"], 10)
+    assert [(run.id, run.status, run.recoveries) for run in claimed] == [
+        ("soon", Status.RUNNING, 0)
+    ]
+    assert claimed[0].due_at is not None
+    assert claimed[0].due_at > soon + timedelta(seconds=10), "the end of the lease"
+
+
 async def test_a_claim_skips_a_run_whose_lease_is_live(store: RunStore) -> None:
     await store.create_run(held_run(store))
     assert await store.claim_due(new_claim(), ["wf"], 10) == []

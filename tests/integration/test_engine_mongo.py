@@ -12,6 +12,7 @@ import threading
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -431,6 +432,16 @@ async def test_runs_are_beanie_documents(mongod_replica: str) -> None:
             assert {run.id for run in done} == {run.id for run in runs}
             waiting = await WorkflowRun.find(WorkflowRun.status == "waiting").to_list()
             assert [run.awaiting[0].reason for run in waiting] == ["Who?"]
+
+
+async def test_a_run_claimed_ahead_of_its_timer_is_not_early(worker: Streamline) -> None:
+    run = await worker.start_run(sleeping, 0.9)
+    assert await run.result(timeout=SECONDS) == "slept"
+    document = await run.get()
+    (fired,) = document.journal
+    assert document.fence == 2, "it was parked and claimed again"
+    assert document.started_at is not None
+    assert fired.at - document.started_at >= timedelta(seconds=0.9)
 
 
 class _Commands(monitoring.CommandListener):

@@ -155,6 +155,7 @@ async def every_verb(store: MongoStore) -> None:
     await store.claim_holders()
     await store.expire_claims("w1")
     await store.claim_due(new_claim(), ["wf", "other"], 10)
+    await store.claim_due(new_claim(ahead=1.0), ["wf", "other"], 10)
     await store.release("r", 2)
     await store.next_due(["wf", "other"])
     await store.claim_run(new_claim(), "r")
@@ -197,9 +198,11 @@ async def test_a_look_for_due_runs_examines_only_what_it_returns(store: MongoSto
     await asyncio.gather(
         *(store.commit(commit_of(run, Status.WAITING)) for run in runs if run.fence)
     )
-    find = {"find": RUNS, "filter": due_filter(["wf"]), "sort": {"due_at": 1}, "limit": 20}
-    plan = await store.database.command("explain", find, verbosity="executionStats")
-    assert plan["executionStats"]["totalDocsExamined"] == 5
+    for ahead in (0.0, 0.25):
+        due = {"code": {"$in": ["wf"]}, **due_filter(new_claim(ahead=ahead))}
+        find = {"find": RUNS, "filter": due, "sort": {"due_at": 1}, "limit": 20}
+        plan = await store.database.command("explain", find, verbosity="executionStats")
+        assert plan["executionStats"]["totalDocsExamined"] == 5
 
 
 # -- lost replies and retries ---------------------------------------------------------------------
