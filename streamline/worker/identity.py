@@ -7,6 +7,7 @@ and claims run out by their leases.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import socket
@@ -44,16 +45,20 @@ class WorkerId(msgspec.Struct, frozen=True):
         return f"{self.host}/{self.boot}/{self.namespace}/{self.pid}/{self.started}/{self.number}"
 
     @property
-    def is_dead(self) -> bool:
-        """Whether its process is known to be gone; false for other hosts and when in doubt."""
+    def is_local(self) -> bool:
+        """Whether its process can be seen from here: it is of this host and namespace."""
         host, boot, namespace = _place()
         if not (boot and namespace and self.started):
             return False
-        if (self.host, self.boot, self.namespace) != (host, boot, namespace):
-            return False
-        return _start_time(self.pid) != self.started
+        return (self.host, self.boot, self.namespace) == (host, boot, namespace)
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether its process is known to be gone; false for other hosts and when in doubt."""
+        return self.is_local and _start_time(self.pid) != self.started
 
 
+@functools.cache
 def _place() -> tuple[str, str, str]:
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()

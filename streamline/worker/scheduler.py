@@ -17,7 +17,6 @@ from streamline.clock import Alarm
 from streamline.events import Event
 from streamline.model import Claim, Run
 from streamline.worker.breaker import CircuitBreaker
-from streamline.worker.identity import WorkerId
 from streamline.worker.services import Services
 
 _log = logging.getLogger(__name__)
@@ -29,8 +28,6 @@ CLAIM_GRACE = 5.0
 """Seconds that a claim in flight gets when the worker stops."""
 MAX_NAMED = 8
 """Up to so many runs that are known by id are claimed one by one; more are looked for together."""
-LOOK_ROUND = 1.0
-"""Seconds between looks at which workers of this host have died."""
 
 
 class Scheduler:
@@ -130,25 +127,6 @@ class Scheduler:
                 continue
             self._idle_polls = 0 if claimed else self._idle_polls + 1
             await self._sleep()
-
-    async def look_round(self) -> None:
-        """Take over, for ever, what dead workers of this host held."""
-        while True:
-            try:
-                for holder in await self._services.store.claim_holders():
-                    await self._take_over(holder)
-            except Exception as error:
-                _log.warning("can't look for dead workers: %s", error)
-            await asyncio.sleep(LOOK_ROUND)
-
-    async def _take_over(self, holder: str) -> None:
-        parsed = WorkerId.parse(holder)
-        if holder == self._worker or parsed is None or not parsed.is_dead:
-            return
-        expired = await self._services.store.expire_claims(holder)
-        if expired:
-            _log.warning("worker %s of this host is dead; %d of its runs are due", holder, expired)
-            self.notice_due()
 
     async def _claim_whole(self) -> int:
         """Claim; when cancelled meanwhile, take in what was claimed, so that it is handed back."""

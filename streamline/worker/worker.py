@@ -23,6 +23,7 @@ from streamline.store import Renewal
 from streamline.worker.driver import RunDriver
 from streamline.worker.identity import WorkerId
 from streamline.worker.leases import LeaseKeeper
+from streamline.worker.neighbours import Neighbours
 from streamline.worker.scheduler import Scheduler
 from streamline.worker.services import Services
 
@@ -107,8 +108,9 @@ class Worker:
             loop = asyncio.get_running_loop()
             self._background = [loop.create_task(self.scheduler.run(), name="streamline-scheduler")]
             if self._threaded:
+                neighbours = Neighbours(self._services.store, self.id, self.scheduler.notice_due)
                 self._background.append(
-                    loop.create_task(self.scheduler.look_round(), name="streamline-look-round")
+                    loop.create_task(neighbours.watch(), name="streamline-neighbours")
                 )
 
     async def stop(self, drain: float) -> None:
