@@ -50,7 +50,7 @@ class Delivery:
             RunNotFound: There is no such run.
             StreamlineError: What `compose` raises for the run as it is stored.
         """
-        if fresh and await self._to_parked(run_id, compose):
+        if await self._to_parked(run_id, compose, fresh=fresh):
             return PostResult.POSTED
         if (seen := self._worker.seen(run_id)) is not None and (
             letter := _try(compose, seen)
@@ -69,7 +69,7 @@ class Delivery:
         Raises:
             RunNotFound: There is no such run.
         """
-        if await self._to_parked(run_id, lambda run: letter):
+        if await self._to_parked(run_id, lambda run: letter, fresh=True):
             return PostResult.POSTED
         return await self.post(run_id, letter)
 
@@ -93,20 +93,20 @@ class Delivery:
             Notice(run_id=run_id, status=Status.WAITING, due_at=now, inbox_seq=1 << 62)
         )
 
-    async def _to_parked(self, run_id: str, compose: Compose) -> bool:
+    async def _to_parked(self, run_id: str, compose: Compose, *, fresh: bool) -> bool:
         """Put the message into a run that is parked here and let it go on, if that can be."""
         driver = self._worker.take_parked(run_id)
         if driver is None:
             return False
-        letter = _try(compose, driver.seen)
+        seen = driver.seen
+        # An id that isn't new may be among archived entries: the store must look for it there.
+        letter = _try(compose, seen) if fresh or not seen.journal_base else None
         if letter is None:
             self._worker.put_back(driver)
             return False
         claim = self._worker.scheduler.new_claim()
         try:
-            run = await self._store.post_to_parked(
-                driver.run, letter.message, claim, slot=letter.slot
-            )
+            run = await self._store.post_to_parked(seen, letter.message, claim, slot=letter.slot)
         except BaseException:
             # It may have had its effect: then the run is ours, and nobody else may drive it.
             self._worker.put_back(driver)

@@ -218,12 +218,13 @@ class RunStore(ABC):
 
         Args:
             parked: The run as its commit to `waiting` left it, as far as the caller knows.
-            message: Its id must be new: whether the run had it before is not looked at.
+            message: Archived entries are not searched for its id: if there are any, it must be new.
             claim: For whom.
             slot: A slot to be closed.
 
         Rules: those of `post` and `claim_run`. Applied only if the run is waiting and still has the
-        `rev` and `fence` of `parked`, the slot is open, and there is room; else nothing is written.
+        `rev` and `fence` of `parked`, the slot is open, there is room, and no message of this id is
+        in the document; else nothing is written.
 
         Returns:
             The run after the claim, without its journal; None if nothing was written.

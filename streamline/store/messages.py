@@ -118,7 +118,7 @@ class Messages:
     ) -> Document | None:
         """See `RunStore.post_to_parked`."""
         post = Post.of(parked.id, message, slot, limit=self._inbox_limit)
-        fits = parked_filter(parked, slot=slot, room=post.room)
+        fits = parked_filter(parked, message, slot=slot, room=post.room)
         change = post_update(message, slot) + claim_update(claim)
         runs = self._connection.collection(RUNS)
 

@@ -213,26 +213,29 @@ def post_filter(
         base: The `journal_base` up to which the archive is known not to hold the message.
         room: How large the inbox may be at most, in bytes, to have room for the message.
     """
-    fits: Document = {
+    return {
         "_id": run_id,
         "status": NOT_ENDED,
         "journal_base": base,
-        "inbox.id": {"$ne": message.id},
-        "journal.message": {"$ne": message.id},
-        "$expr": {"$lte": [INBOX_BYTES, room]},
+        **_takes(message, slot, room),
     }
-    if slot is not None:
-        fits["awaiting.id"] = slot
-    return fits
 
 
-def parked_filter(parked: Run, *, slot: str | None, room: int) -> Document:
-    """Match a run that waits as it was parked, and can take a message whose id is new."""
-    fits: Document = {
+def parked_filter(parked: Run, message: Message, *, slot: str | None, room: int) -> Document:
+    """Match a run that waits as it was parked, and can take a message."""
+    return {
         "_id": parked.id,
         "status": Status.WAITING.value,
         "rev": parked.rev,
         "fence": parked.fence,
+        **_takes(message, slot, room),
+    }
+
+
+def _takes(message: Message, slot: str | None, room: int) -> Document:
+    fits: Document = {
+        "inbox.id": {"$ne": message.id},
+        "journal.message": {"$ne": message.id},
         "$expr": {"$lte": [INBOX_BYTES, room]},
     }
     if slot is not None:

@@ -101,7 +101,9 @@ class RunDriver:
         session = self._session
         if session is None:
             return self.run
-        return msgspec.structs.replace(self.run, awaiting=list(session.awaiting))
+        return msgspec.structs.replace(
+            self.run, awaiting=list(session.awaiting), journal_base=session.tail.base
+        )
 
     @property
     def quiet(self) -> bool:

@@ -298,6 +298,15 @@ async def test_a_run_that_went_on_since_it_was_parked_is_not_claimed(store: RunS
     assert await load(store) == before
 
 
+async def test_a_message_that_the_document_knows_is_not_put_there_again(store: RunStore) -> None:
+    known = await parked(store, entries=(taken(store, "taken"),))
+    await store.post("r", message(store, "lying"))
+    before = await load(store)
+    for message_id in ("taken", "lying"):
+        assert await store.post_to_parked(known, message(store, message_id), new_claim()) is None
+    assert await load(store) == before
+
+
 async def test_a_slot_that_is_closed_refuses_the_message(store: RunStore) -> None:
     known = await parked(store, awaiting=(slot(store, "a"),))
     assert await store.post("r", message(store, "m"), slot="a") is PostResult.POSTED

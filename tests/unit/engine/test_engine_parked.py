@@ -131,12 +131,31 @@ async def test_a_run_that_another_took_meanwhile_gets_its_message(world, local, 
 
 
 async def test_a_message_with_an_id_counts_once(world, local, listener):
-    """W6: that takes a look at what the run had before."""
-    handle = await parked(world, local, listener, 2)
-    for _ in range(3):
-        await handle.send("numbers", 1, id="one")
-    await handle.send("numbers", 2, id="two")
-    assert await handle.result(SECONDS) == [1, 2]
+    """W6: whether it lies in the inbox, was taken, or is in the archive."""
+    handle = await parked(world, local, listener, 3)
+    for number, name in enumerate(("one", "two", "three")):
+        for _ in range(3):
+            await handle.send("numbers", number, id=name)
+        await until(lambda: local.worker.claimed == 0)
+        await handle.send("numbers", -1, id="one")
+    assert await handle.result(SECONDS) == [0, 1, 2]
+
+
+async def test_a_message_whose_first_was_archived_counts_once(world, local, monkeypatch):
+    @world.workflow
+    async def long() -> list[int]:
+        return [await receive("numbers", type=int) for _ in range(4)]
+
+    monkeypatch.setattr("streamline.worker.tail.MAX_ENTRIES", 2)
+    handle = await parked(world, local, long)
+    for number in range(3):
+        await handle.send("numbers", number, id=f"n{number}")
+        await until(lambda: local.worker.claimed == 0)
+    assert (await world.run(handle.id)).journal_base == 2
+    await handle.send("numbers", -1, id="n0")
+    await until(lambda: local.worker.claimed == 0)
+    await handle.send("numbers", 3, id="n3")
+    assert await handle.result(SECONDS) == [0, 1, 2, 3]
 
 
 async def test_a_start_that_is_cancelled_strands_no_run(world, local, listener):
