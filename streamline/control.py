@@ -195,7 +195,8 @@ class Control(RunControl):
         self._check_reason(reason, run_id)
         error = _cancelled(run_id, reason)
         failure = encode_exception(error, code=error.code)
-        if await self._store.cancel_unstarted(run_id, failure):
+        begun = self._worker.seen(run_id) is not None
+        if not begun and await self._store.cancel_unstarted(run_id, failure):
             await self._tell_cancelled(run_id, error)
             return
         await self._command(run_id, MessageKind.CANCEL, reason)

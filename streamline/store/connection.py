@@ -43,6 +43,8 @@ DEFAULT_DATABASE = "streamline"
 DURABLE = WriteConcern(w="majority", j=True)
 _CLOCK_SAMPLES = 3
 _CLOCK_ROUND_TRIP = 0.05
+UNDER_WAY = 64
+"""So many calls are under way at once; more only wait for each other in the driver's pool."""
 _CROWD_TRIES = 5
 _MIN_WIRE_VERSION = 13  # MongoDB 5.0: dots and dollars in keys, $expr bounds on indexes
 _REFUSED = frozenset({18, 8000})  # authentication failed, and Atlas's own code for it
@@ -91,6 +93,9 @@ class Connection:
         self._twin_lock = threading.Lock()
         self._clock_set_at = 0.0
         self._answered_at = 0.0
+        self._failure: ServerUnavailable | None = None
+        self._failed_at = 0.0
+        self._under_way = asyncio.Semaphore(UNDER_WAY)
 
     @property
     def database(self) -> AsyncDatabase[Document]:
@@ -140,7 +145,8 @@ class Connection:
     async def persist(self, operation: Callable[[bool], Awaitable[T]]) -> T:
         """Do a repeatable operation, again and again until it works or the server is silent.
 
-        A call that waited for too long while others were answered is one of a crowd: it goes on.
+        Of a crowd of calls only so many are under way; the others wait for their turn, which is not
+        the server's silence. One under way that took too long while others were answered goes on.
 
         Args:
             operation: Takes whether an earlier try may have had its effect without our knowing.
@@ -148,6 +154,19 @@ class Connection:
         Raises:
             ServerUnavailable: The last transient error is its cause.
         """
+        came = time.monotonic()
+        async with self._under_way:
+            if self._failure is not None and self._failed_at > max(came, self._answered_at):
+                # Found silent meanwhile: not each of a crowd after a timeout of its own.
+                raise ServerUnavailable(str(self._failure)) from self._failure
+            try:
+                return await self._persist_in_crowd(operation)
+            except ServerUnavailable as error:
+                if time.monotonic() - self._answered_at > self.timeout / 2:
+                    self._failure, self._failed_at = error, time.monotonic()
+                raise
+
+    async def _persist_in_crowd(self, operation: Callable[[bool], Awaitable[T]]) -> T:
         for again in range(_CROWD_TRIES):
             began = time.monotonic()
             try:

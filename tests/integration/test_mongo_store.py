@@ -20,6 +20,7 @@ from pymongo.monitoring import CommandListener
 
 from streamline.errors import ServerUnavailable
 from streamline.model import Attempt, CommitResult, MessageKind, PostResult, Run, Status
+from streamline.store.connection import UNDER_WAY
 from streamline.store.indexes import RUNS, by_hand
 from streamline.store.mongo import MongoStore
 from streamline.store.updates import due_filter
@@ -554,3 +555,40 @@ async def test_commits_go_on_through_a_failover() -> None:
         renewal = await asyncio.to_thread(store.renew, "w1", {run.id: 1 for run in runs}, 60.0)
         assert len(renewal.inbox_seq) == len(runs)
         await store.close()
+
+
+# -- crowds ---------------------------------------------------------------------------------------
+
+
+async def test_of_a_crowd_only_so_many_calls_are_under_way(store: MongoStore) -> None:
+    connection = store._connection
+    now, most = 0, 0
+
+    async def operation(again: bool) -> None:
+        nonlocal now, most
+        now += 1
+        most = max(most, now)
+        await asyncio.sleep(0)
+        now -= 1
+
+    await asyncio.gather(*(connection.persist(operation) for _ in range(10 * UNDER_WAY)))
+    assert most == UNDER_WAY
+
+
+async def test_a_crowd_that_waits_for_a_silent_server_fails_with_the_first(mongod: Mongod) -> None:
+    store = MongoStore(mongod.uri, timeout=timedelta(seconds=0.3))
+    await store.open()
+    connection = store._connection
+    tried = 0
+
+    async def silent(again: bool) -> None:
+        nonlocal tried
+        tried += 1
+        await asyncio.get_running_loop().create_future()
+
+    calls = (connection.persist(silent) for _ in range(10 * UNDER_WAY))
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    assert {type(result) for result in results} == {ServerUnavailable}
+    assert tried < 2 * UNDER_WAY, "those that waited did not try, one timeout after another"
+    assert await store.load_run("none") is None, "and the next call tries again"
+    await store.close()
