@@ -36,9 +36,12 @@ format: install  ## Let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-types: install  ## mypy (strict) and pyright
+types: install  ## mypy (strict), pyright, and the completeness of the public types
 	$(BIN)/mypy
 	$(BIN)/pyright
+	@# It asks the first `python` of the path for packages, whatever --pythonpath says.
+	PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONPATH=tests/stubs \
+		$(BIN)/pyright --verifytypes streamline --ignoreexternal
 
 docs: install  ## The site, strict
 	$(BIN)/mkdocs build --strict --quiet

@@ -432,5 +432,5 @@ class _RunLogger(logging.LoggerAdapter[logging.Logger]):
         return msg, kwargs
 
 
-logger = _RunLogger(logging.getLogger("streamline.run"), {})
+logger: _RunLogger = _RunLogger(logging.getLogger("streamline.run"), {})
 """A logger for bodies and steps: a line is not repeated on replay; records carry `run_id`."""

@@ -7,7 +7,7 @@ to the store; saving one of these documents would go behind the engine's back.
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import msgspec
 from beanie import Document, init_beanie
@@ -27,7 +27,7 @@ Instant = Annotated[datetime, AfterValidator(_aware)]
 
 class _Part(BaseModel):
     # Payloads may hold any bytes; as text they must survive `model_dump_json`.
-    model_config = ConfigDict(ser_json_bytes="base64")
+    model_config: ClassVar[ConfigDict] = ConfigDict(ser_json_bytes="base64")
 
 
 class RunInput(_Part):

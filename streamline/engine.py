@@ -89,8 +89,8 @@ class Streamline(Engine):
         store: RunStore | None = None,
         payload_codec: PayloadCodec | None = None,
     ) -> None:
-        self.events = EventBus()
-        self.registry = registry or default_registry
+        self.events: EventBus = EventBus()
+        self.registry: Registry = registry or default_registry
         self._address = address
         self._works = worker
         self._lease = to_seconds(lease)

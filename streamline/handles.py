@@ -113,7 +113,7 @@ class RunHandle(Generic[R_co]):
 
     def __init__(self, control: RunControl, run_id: str) -> None:
         self._control = control
-        self.id = check_id(run_id, what="a run's id")
+        self.id: str = check_id(run_id, what="a run's id")
 
     def __repr__(self) -> str:
         return f"<RunHandle {self.id}>"

@@ -107,7 +107,7 @@ class Registry:
         self._places[kind, name, version] = place
 
 
-default_registry = Registry()
+default_registry: Registry = Registry()
 """The registry that definitions and engines use unless told otherwise."""
 
 

@@ -74,10 +74,10 @@ class Step(Generic[P, R_co]):
     ) -> None:
         functools.update_wrapper(self, fn)
         self.fn = fn
-        self.name = check_name(name or fn.__qualname__, what="a step")
+        self.name: str = check_name(name or fn.__qualname__, what="a step")
         self.options = options
         self.signature = signature
-        self.is_async = inspect.iscoroutinefunction(fn)
+        self.is_async: bool = inspect.iscoroutinefunction(fn)
 
     # None for what is yielded and sent: with Any there, mypy makes Any of `gather(a(), b())`.
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[None, None, R_co]:

@@ -45,8 +45,8 @@ class Workflow(Generic[P, R_co]):
             raise ValidationError(f"@workflow needs an `async def`; {fn.__qualname__} isn't one")
         functools.update_wrapper(self, fn)
         self.fn = fn
-        self.name = check_name(name or fn.__qualname__, what="a workflow")
-        self.version = check_name(version, what="a version")
+        self.name: str = check_name(name or fn.__qualname__, what="a workflow")
+        self.version: str = check_name(version, what="a version")
         self.timeout = timeout
         self.retention = retention
         self.step_defaults = step_defaults

@@ -63,8 +63,8 @@ class Execution(BodyRuntime):
         self.issued: list[Command] = []
         self.withdrawn: list[str] = []
         self.new_patches: list[str] = []
-        self.position = 0
-        self.cancels = 0
+        self.position: int = 0
+        self.cancels: int = 0
         self.cancel_reason: str | None = None
         self.step_errors: list[tuple[BaseException, Failure]] = []
         self._limit = limit

@@ -61,13 +61,13 @@ class ReplayTask(asyncio.Task[Any]):
         # Before asyncio's own constructor: that puts the task into a weak set.
         self._order = loop.next_order()
         # An empty context is falsy, too.
-        self.context = contextvars.copy_context() if context is None else context
+        self.context: contextvars.Context = (
+            contextvars.copy_context() if context is None else context
+        )
         super().__init__(coro, loop=loop, name=name or loop.task_name(), context=self.context)
 
     def __hash__(self) -> int:
         return self._order
-
-    __eq__ = object.__eq__
 
 
 class ReplayLoop(asyncio.AbstractEventLoop):
@@ -81,7 +81,7 @@ class ReplayLoop(asyncio.AbstractEventLoop):
 
     def __init__(self, run_id: str, owner: LoopOwner, now: float) -> None:
         self.run_id = run_id
-        self.now = now
+        self.now: float = now
         self._owner: LoopOwner | None = owner
         self._ready: deque[asyncio.Handle] = deque()
         # Held for as long as they aren't done: asyncio's own loops don't, and what the collector

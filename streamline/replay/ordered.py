@@ -42,8 +42,6 @@ class ReplayFuture(asyncio.Future[Any]):
             self._order = cast("OrderedLoop", self.get_loop()).next_order()
         return self._order
 
-    __eq__ = object.__eq__
-
 
 # -- gather ---------------------------------------------------------------------------------------
 
@@ -60,8 +58,6 @@ class _OrderedGathering(_Gathering):  # type: ignore[valid-type, misc]
 
     def __hash__(self) -> int:
         return cast("int", self._order)
-
-    __eq__ = object.__eq__
 
 
 # -- as_completed ---------------------------------------------------------------------------------

@@ -84,8 +84,8 @@ class Connection:
     """
 
     def __init__(self, address: str | AsyncDatabase[Any], *, timeout: timedelta) -> None:
-        self.timeout = timeout.total_seconds()
-        self.clock = SystemClock()
+        self.timeout: float = timeout.total_seconds()
+        self.clock: SystemClock = SystemClock()
         self._uri = address if isinstance(address, str) else None
         self._given = None if isinstance(address, str) else address
         self._database: AsyncDatabase[Document] | None = None

@@ -72,8 +72,8 @@ class MemoryStore(RunStore):
         *,
         inbox_limit: int = INBOX_LIMIT,
     ) -> None:
-        self.clock = clock or SystemClock()
-        self.data = MemoryData() if data is None else data
+        self.clock: Clock = clock or SystemClock()
+        self.data: MemoryData = MemoryData() if data is None else data
         self.on_commit: Callable[[Commit], None] | None = None
         self._inbox_limit = inbox_limit
         self._severed = False

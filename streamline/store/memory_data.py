@@ -40,7 +40,7 @@ class MemoryData:
     """What the memory stores of several "processes" share. `lock` guards all of it."""
 
     def __init__(self) -> None:
-        self.lock = threading.RLock()
+        self.lock: threading.RLock = threading.RLock()
         self.archives: dict[str, dict[int, Entry]] = {}
         self.watchers: list[Watcher] = []
         self._documents: dict[str, bytes] = {}

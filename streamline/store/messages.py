@@ -53,7 +53,7 @@ class Lane:
 
     def __init__(self) -> None:
         self.waiting = 0
-        self.lock = asyncio.Lock()
+        self.lock: asyncio.Lock = asyncio.Lock()
         self._failure: ServerUnavailable | None = None
         self._failed_at = 0.0
 

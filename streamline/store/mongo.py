@@ -11,6 +11,7 @@ from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.read_concern import ReadConcern
 
+from streamline.clock import Clock
 from streamline.codec import Failure
 from streamline.errors import DataCorruption
 from streamline.model import (
@@ -65,7 +66,7 @@ class MongoStore(RunStore):
         inbox_limit: int = INBOX_LIMIT,
     ) -> None:
         self._connection = Connection(address, timeout=timeout)
-        self.clock = self._connection.clock
+        self.clock: Clock = self._connection.clock
         self._archive = Archive(self._connection)
         self._claims = Claims(self._connection)
         self._messages = Messages(self._connection, self._archive, inbox_limit=inbox_limit)

@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from streamline.clock import Clock
 from streamline.codec import Failure, PayloadCodec
 from streamline.errors import DataCorruption, ErrorCode, StreamlineError
 from streamline.model import (
@@ -52,7 +53,7 @@ class SealedStore(RunStore):
 
     def __init__(self, inner: RunStore, codec: PayloadCodec) -> None:
         self.inner = inner
-        self.clock = inner.clock
+        self.clock: Clock = inner.clock
         self._seal = Sealer(codec)
         self._open = Opener(codec)
         self._accepts_plain = codec.accepts_plain

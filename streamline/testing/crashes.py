@@ -39,7 +39,7 @@ class CrashPoint:
     """
 
     def __init__(self, environment: Crashable, at: int, *, before: bool) -> None:
-        self.commits = 0
+        self.commits: int = 0
         self.violations: list[str] = []
         self._environment = environment
         self._at = at

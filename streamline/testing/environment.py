@@ -43,7 +43,7 @@ class Environment(Streamline):
     """
 
     def __init__(self, start: datetime = START, *, registry: Registry | None = None) -> None:
-        self.clock = SkippedClock(start)
+        self.clock: SkippedClock = SkippedClock(start)
         self._shared = MemoryData()
         self.before_commit: CommitHook = survive
         self.after_commit: CommitHook = survive

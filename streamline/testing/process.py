@@ -56,7 +56,7 @@ class Process(Streamline):
         registry: Registry,
         replace_step: Callable[[Step[..., Any]], Step[..., Any]],
     ) -> None:
-        self.mortal_store = MortalStore(clock, data)
+        self.mortal_store: MortalStore = MortalStore(clock, data)
         self._replace_step = replace_step
         super().__init__(store=self.mortal_store, registry=registry)
 

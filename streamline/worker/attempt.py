@@ -16,6 +16,7 @@ import msgspec
 from streamline.codec import decode, encode
 from streamline.context import StepRuntime, enter_runtime
 from streamline.errors import InvalidState, StepTimeout
+from streamline.model import Run
 from streamline.replay import Execution, StepCommand
 
 _log = logging.getLogger(__name__)
@@ -60,8 +61,8 @@ class StepAttempt(StepRuntime):
         threads: Executor | None = None,
     ) -> None:
         self.threads = threads
-        self.run = execution.run
-        self.step_id = command.id
+        self.run: Run = execution.run
+        self.step_id: str = command.id
         self.attempt = attempt
         self._cancelled = False
         self._cancelled_event: threading.Event | None = None

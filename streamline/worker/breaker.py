@@ -12,9 +12,9 @@ class CircuitBreaker:
     """Counts failures in a row; open after `THRESHOLD`, closed by the first success."""
 
     def __init__(self) -> None:
-        self.failures = 0
-        self.polls = 0
-        self.successes = 0
+        self.failures: int = 0
+        self.polls: int = 0
+        self.successes: int = 0
 
     @property
     def open(self) -> bool:

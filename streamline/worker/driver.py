@@ -54,7 +54,7 @@ class RunDriver:
         *,
         on_turn: Callable[[str | None], None],
     ) -> None:
-        self.run = run
+        self.run: Run = run
         self.lease_until: datetime | None = None
         """When the claim runs out unless it is renewed; None where nothing tells."""
         self._workflow = workflow

@@ -11,7 +11,7 @@ class Inbox:
     """Messages in order. What is taken is remembered until the commit that removes it."""
 
     def __init__(self, run: Run) -> None:
-        self.seq = run.inbox_seq
+        self.seq: int = run.inbox_seq
         self.taken: list[str] = []
         self._messages = list(run.inbox)
 

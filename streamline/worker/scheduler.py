@@ -52,7 +52,7 @@ class Scheduler:
         adopt: Callable[[Run], None],
         polls: bool,
     ) -> None:
-        self.breaker = CircuitBreaker()
+        self.breaker: CircuitBreaker = CircuitBreaker()
         self.watched = False
         self.last_poll: datetime | None = None
         self._services = services

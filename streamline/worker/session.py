@@ -60,11 +60,13 @@ class Session:
     ) -> None:
         recorded = [*archived, *run.journal]
         # The journal is in the body now; a parked run must not hold it twice.
-        self.run = msgspec.structs.replace(run, journal=[], inbox=[])
-        self.inbox = Inbox(run)
-        self.tail = JournalTail(run.journal_base, run.journal)
-        self.awaiting = tuple(run.awaiting)
-        self.body = Execution(self.run, workflow, limit=services.payload_limit, recorded=recorded)
+        self.run: Run = msgspec.structs.replace(run, journal=[], inbox=[])
+        self.inbox: Inbox = Inbox(run)
+        self.tail: JournalTail = JournalTail(run.journal_base, run.journal)
+        self.awaiting: tuple[Slot, ...] = tuple(run.awaiting)
+        self.body: Execution = Execution(
+            self.run, workflow, limit=services.payload_limit, recorded=recorded
+        )
         self._workflow = workflow
         self._services = services
         self._board = board

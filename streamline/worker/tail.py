@@ -18,10 +18,10 @@ class JournalTail:
     """The entries in the document, and those applied but not committed yet."""
 
     def __init__(self, base: int, entries: Iterable[Entry]) -> None:
-        self.base = base
+        self.base: int = base
         self.stored: list[Entry] = list(entries)
         self.pending: list[Entry] = []
-        self.pending_bytes = 0
+        self.pending_bytes: int = 0
         self._stored_bytes = sum(size_of(entry) for entry in self.stored)
 
     def append(self, entry: Entry) -> None:

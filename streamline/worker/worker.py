@@ -63,7 +63,7 @@ class Worker:
         polls: bool = True,
         threaded: bool = True,
     ) -> None:
-        self.id = str(WorkerId.new())
+        self.id: str = str(WorkerId.new())
         self._threads = ThreadPoolExecutor(
             max(1, concurrency), thread_name_prefix="streamline-step"
         )
@@ -85,7 +85,7 @@ class Worker:
         self._reserved = 0
         self._none_reserved = asyncio.Event()
         self._none_reserved.set()
-        self.scheduler = Scheduler(
+        self.scheduler: Scheduler = Scheduler(
             services, self.id, lease, room=self._room, adopt=self.adopt, polls=polls
         )
 

@@ -20,11 +20,11 @@ class DataDirectory:
     """The files under `path`, which is made absolute."""
 
     def __init__(self, path: Path | str) -> None:
-        self.path = Path(path).expanduser().resolve()
-        self.data = self.path / "mongodb"
-        self.log = self.path / "mongod.log"
-        self.start_lock = self.path / "start.lock"
-        self.users_lock = self.path / "users.lock"
+        self.path: Path = Path(path).expanduser().resolve()
+        self.data: Path = self.path / "mongodb"
+        self.log: Path = self.path / "mongod.log"
+        self.start_lock: Path = self.path / "start.lock"
+        self.users_lock: Path = self.path / "users.lock"
         self._state = self.path / "mongod.json"
         self._mongod_lock = self.data / "mongod.lock"
 
