@@ -5,38 +5,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import bson
 from pymongo import AsyncMongoClient
 
-from streamline.clock import Alarm, Clock
 from streamline.codec import CODEC_OPTIONS, AesGcm
 from streamline.store.base import RunStore
 from streamline.store.memory import MemoryStore
 from streamline.store.memory_data import MemoryData
 from streamline.store.mongo import MongoStore
 from streamline.store.sealed import SealedStore
+from streamline.testing import SkippedClock
 
 Document = dict[str, Any]
-
-
-class ManualClock(Clock):
-    """A clock that stands still until it is moved."""
-
-    def __init__(self) -> None:
-        self._now = datetime(2030, 1, 1, tzinfo=UTC)
-
-    def now(self) -> datetime:
-        return self._now
-
-    def advance(self, seconds: float) -> None:
-        self._now += timedelta(seconds=seconds)
-
-    def call_at(self, when: datetime, callback: Callable[[], object]) -> Alarm:
-        raise NotImplementedError
 
 
 class World(ABC):
@@ -70,7 +53,7 @@ class World(ABC):
 
 class MemoryWorld(World):
     def __init__(self) -> None:
-        self._clock = ManualClock()
+        self._clock = SkippedClock()
         self._data = MemoryData()
 
     async def store(self, *, inbox_limit: int = 4 * 1024 * 1024) -> RunStore:
@@ -79,7 +62,7 @@ class MemoryWorld(World):
         return store
 
     async def advance(self, seconds: float) -> None:
-        self._clock.advance(seconds)
+        self._clock.move_to(self._clock.now() + timedelta(seconds=seconds))
 
     async def document(self, run_id: str) -> Document:
         document = self._data.get(run_id)
