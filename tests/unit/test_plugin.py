@@ -141,3 +141,21 @@ def test_the_fixtures_are_found_by_themselves(project):
     """K1"""
     result = project.runpytest_inprocess("--fixtures", "-q")
     result.stdout.fnmatch_lines(["streamline *", "streamline_mongo *"])
+
+
+UNRELATED = """
+import sys
+
+
+def test_nothing_of_streamline_is_loaded():
+    heavy = {"streamline", "pymongo", "bson", "beanie", "pydantic", "msgspec", "tenacity"}
+    assert heavy & {name.partition(".")[0] for name in sys.modules} == set()
+    assert "pytest_streamline" in sys.modules
+"""
+
+
+def test_sessions_that_use_no_fixture_do_not_load_the_package(pytester):
+    """A suite that has nothing to do with streamline must not pay for it."""
+    pytester.makepyfile(UNRELATED)
+    result = pytester.runpytest_subprocess("-q", "-p", "no:cacheprovider")
+    result.assert_outcomes(passed=1)
