@@ -27,6 +27,9 @@ from streamline.store import RunStore
 from streamline.waiters import Waiters
 from streamline.worker import Worker
 
+REASON_LIMIT = 16 * 1024
+"""Bytes of a cancel's or a pause's reason: an inbox takes these however full it is."""
+
 
 class Control(RunControl):
     """Implements what handles ask for.
@@ -212,14 +215,7 @@ class Control(RunControl):
 
     async def _command(self, run_id: str, kind: MessageKind, reason: str | None) -> PostResult:
         letter = Letter(message=self._message(kind, "", reason, None))
-        result = await self._delivery.deliver_blindly(run_id, letter)
-        if result is PostResult.FULL:
-            raise PayloadTooLarge(
-                f"the mailbox of run {run_id!r} is full, so the {kind.value} was not stored. "
-                "Try again once the run has received some, or terminate it",
-                run_id=run_id,
-            )
-        return result
+        return await self._delivery.deliver_blindly(run_id, letter)
 
     async def _tell_cancelled(self, run_id: str, error: RunCancelled) -> None:
         """Tell of a run that was ended without its body."""
@@ -242,7 +238,8 @@ class Control(RunControl):
 
     def _check_reason(self, reason: str | None, run_id: str) -> None:
         what = f"the reason given for run {run_id!r}"
-        decode(self._encoded(reason, what), str | None, what=what)
+        limit = min(REASON_LIMIT, self._payload_limit)
+        decode(encode(reason, what=what, limit=limit), str | None, what=what)
 
     async def unpause_run(self, run_id: str) -> None:
         if await self._store.unpause(run_id):

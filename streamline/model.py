@@ -84,6 +84,10 @@ class MessageKind(StrEnum):
     PAUSE = "pause"
 
 
+CONTROL = frozenset({MessageKind.CANCEL, MessageKind.PAUSE})
+"""Messages that an inbox always has room for; so that few can lie there, see `RunStore.post`."""
+
+
 class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Something for a run that its body hasn't taken yet. `id` is unique within the run."""
 
@@ -230,6 +234,7 @@ class PostResult(StrEnum):
     NO_RUN = "no_run"
     ENDED = "ended"
     NO_SLOT = "no_slot"  # the slot to be closed isn't open
+    PENDING = "pending"  # a cancel or pause lies there already; another would say no more
     FULL = "full"  # the inbox would grow past its limit
 
 

@@ -206,8 +206,10 @@ class RunStore(ABC):
         now (a paused one only by a cancel: it becomes waiting, due now). With `slot`, that slot is
         closed in the same update, so of several posts to it one wins and the others get NO_SLOT.
         A message id that the run has or ever had is a DUPLICATE and changes nothing, also when the
-        entry that took it was archived. Of the results, the first that applies: NO_RUN, DUPLICATE,
-        ENDED, NO_SLOT, FULL. An inbox holds at most `inbox_limit` bytes.
+        entry that took it was archived. An inbox holds at most `inbox_limit` bytes of messages, but
+        a cancel or a pause always has room. In return few can lie there: a cancel beside another,
+        or a pause after another that no cancel follows, is PENDING and changes nothing. Of the
+        results, the first that applies: NO_RUN, DUPLICATE, ENDED, NO_SLOT, PENDING, FULL.
         """
 
     @abstractmethod

@@ -17,6 +17,7 @@ from streamline.clock import Clock, SystemClock
 from streamline.codec import CODEC_OPTIONS, Failure
 from streamline.errors import DataCorruption
 from streamline.model import (
+    CONTROL,
     Claim,
     Commit,
     CommitResult,
@@ -44,6 +45,7 @@ from streamline.store.transitions import (
     committed,
     is_open,
     is_parked_as,
+    is_pending,
     posted,
     released,
     rewound,
@@ -399,6 +401,8 @@ class MemoryStore(RunStore):
             return PostResult.ENDED
         if slot is not None and not is_open(run.awaiting, slot):
             return PostResult.NO_SLOT
+        if message.kind in CONTROL:
+            return PostResult.PENDING if is_pending(run.inbox, message.kind) else None
         inbox = to_builtins([*run.inbox, message])
         if len(bson.encode({"inbox": inbox}, codec_options=CODEC_OPTIONS)) > self._inbox_limit:
             return PostResult.FULL

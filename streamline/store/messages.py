@@ -18,6 +18,7 @@ from streamline.store.modify import find_and_modify
 from streamline.store.updates import (
     ENDED_VALUES,
     INBOX_BYTES,
+    PENDING,
     claim_update,
     parked_filter,
     post_filter,
@@ -142,7 +143,7 @@ class Messages:
 
     async def _look(self, post: Post) -> Document | None:
         async def read(again: bool) -> Document | None:
-            fields = {
+            fields: Document = {
                 "status": 1,
                 "journal_base": 1,
                 "awaiting.id": 1,
@@ -150,6 +151,8 @@ class Messages:
                 "journal": {"$elemMatch": {"message": post.message.id}},
                 "inbox_bytes": INBOX_BYTES,
             }
+            if (pending := PENDING.get(post.message.kind)) is not None:
+                fields["pending"] = pending
             return await self._connection.collection(RUNS).find_one({"_id": post.run_id}, fields)
 
         return await self._connection.persist(read)
@@ -168,6 +171,6 @@ class Messages:
         open_slots = {slot["id"] for slot in found.get("awaiting", ())}
         if post.slot is not None and post.slot not in open_slots:
             return PostResult.NO_SLOT
-        if found["inbox_bytes"] > post.room:
-            return PostResult.FULL
-        return None
+        if post.message.kind in PENDING:
+            return PostResult.PENDING if found["pending"] else None
+        return PostResult.FULL if found["inbox_bytes"] > post.room else None

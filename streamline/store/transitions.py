@@ -14,6 +14,7 @@ import msgspec
 from streamline.clock import to_milliseconds
 from streamline.codec import Failure
 from streamline.model import (
+    CONTROL,
     MIN_PUT_OFF,
     SUSPECT,
     Claim,
@@ -140,6 +141,14 @@ def is_parked_as(run: Run, parked: Run) -> bool:
     """Whether a run waits, and nobody but senders wrote to it since it was parked."""
     unchanged = (run.rev, run.fence) == (parked.rev, parked.fence)
     return unchanged and run.status is Status.WAITING
+
+
+def is_pending(inbox: list[Message], kind: MessageKind) -> bool:
+    """Whether a cancel or pause lies in the inbox, and another would say no more."""
+    asked = [message.kind for message in inbox if message.kind in CONTROL]
+    if kind is MessageKind.CANCEL:
+        return kind in asked
+    return asked[-1:] == [kind]  # a cancel drops the pauses before it, not those after it
 
 
 def is_open(awaiting: list[Slot], slot: str) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 
 from streamline.codec import Failure
 from streamline.model import (
+    CONTROL,
     ENDED,
     MIN_PUT_OFF,
     SUSPECT,
@@ -211,7 +212,8 @@ def post_filter(
 
     Args:
         base: The `journal_base` up to which the archive is known not to hold the message.
-        room: How large the inbox may be at most, in bytes, to have room for the message.
+        room: How large the inbox may be at most, in bytes, to have room for the message, unless
+            it is one of control.
     """
     return {
         "_id": run_id,
@@ -233,10 +235,11 @@ def parked_filter(parked: Run, message: Message, *, slot: str | None, room: int)
 
 
 def _takes(message: Message, slot: str | None, room: int) -> Document:
+    pending = PENDING.get(message.kind)
     fits: Document = {
         "inbox.id": {"$ne": message.id},
         "journal.message": {"$ne": message.id},
-        "$expr": {"$lte": [INBOX_BYTES, room]},
+        "$expr": {"$not": [pending]} if pending else {"$lte": [INBOX_BYTES, room]},
     }
     if slot is not None:
         fits["awaiting.id"] = slot
@@ -244,6 +247,16 @@ def _takes(message: Message, slot: str | None, room: int) -> Document:
 
 
 INBOX_BYTES: Document = {"$bsonSize": {"inbox": "$inbox"}}
+
+_KINDS: Document = {"$ifNull": ["$inbox.kind", []]}
+_IS_CONTROL: Document = {"$in": ["$$this", sorted(kind.value for kind in CONTROL)]}
+_ASKED: Document = {"$filter": {"input": _KINDS, "cond": _IS_CONTROL}}
+PENDING: Mapping[MessageKind, Document] = {
+    MessageKind.CANCEL: {"$in": [MessageKind.CANCEL.value, _KINDS]},
+    # A cancel drops the pauses before it, not those after it.
+    MessageKind.PAUSE: {"$eq": [{"$last": [_ASKED]}, MessageKind.PAUSE.value]},
+}
+"""Whether such a message lies in the inbox, and another would say no more."""
 
 
 def post_update(message: Message, slot: str | None) -> Pipeline:

@@ -171,6 +171,47 @@ async def test_an_inbox_holds_no_more_than_its_limit(world: World) -> None:
     assert await store.post("r", message(store, "again", payload="x" * 2_000)) == "posted"
 
 
+@pytest.mark.parametrize("kind", [MessageKind.CANCEL, MessageKind.PAUSE])
+async def test_a_full_inbox_has_room_for_a_cancel_and_a_pause(
+    world: World, kind: MessageKind
+) -> None:
+    store = await world.store(inbox_limit=1_000)
+    await store.create_run(held_run(store))
+    assert await store.post("r", message(store, "m", payload="x" * 600)) == "posted"
+    assert await store.post("r", message(store, "n", payload="x" * 600)) == "full"
+    asked = message(store, "c", kind, payload="x" * 2_000)
+    assert await store.post("r", asked) == "posted"
+    run = await load(store)
+    assert (run.inbox[1:], run.inbox_seq) == ([asked], 2)
+
+
+@pytest.mark.parametrize("kind", [MessageKind.CANCEL, MessageKind.PAUSE])
+async def test_a_second_cancel_or_pause_is_pending(world: World, kind: MessageKind) -> None:
+    stores = [await world.store() for _ in range(4)]
+    await stores[0].create_run(held_run(stores[0]))
+    await stores[0].post("r", message(stores[0], "m"))
+    results = await asyncio.gather(
+        *(each.post("r", message(each, f"c{i}", kind)) for i, each in enumerate(stores))
+    )
+    assert sorted(results) == sorted([PostResult.POSTED] + [PostResult.PENDING] * 3)
+    run = await load(stores[0])
+    assert ([each.kind for each in run.inbox], run.inbox_seq) == ([MessageKind.SEND, kind], 2)
+    known = run.inbox[1]
+    assert await stores[0].post("r", known) == "duplicate"
+    await stores[0].commit(commit_of(run, consumed=(known.id,)))
+    assert await stores[0].post("r", message(stores[0], "again", kind)) == "posted"
+
+
+async def test_control_messages_do_not_pile_up(store: RunStore) -> None:
+    """A cancel drops the pauses before it; so a pause that comes after it is another."""
+    await store.create_run(held_run(store))
+    kinds = [MessageKind.PAUSE, MessageKind.CANCEL] * 3
+    results = [await store.post("r", message(store, f"c{i}", k)) for i, k in enumerate(kinds)]
+    assert results == [PostResult.POSTED] * 3 + [PostResult.PENDING] * 3
+    await store.commit(commit_of(await load(store), Status.DONE))
+    assert await store.post("r", message(store, "late", MessageKind.CANCEL)) == "ended"
+
+
 # -- control --------------------------------------------------------------------------------------
 
 

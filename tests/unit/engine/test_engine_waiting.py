@@ -13,6 +13,7 @@ from streamline import (
     InvalidState,
     PayloadTooLarge,
     RunAlreadyCompleted,
+    RunCancelled,
     RunFailed,
     Status,
     ValidationError,
@@ -504,17 +505,30 @@ async def test_a_full_mailbox_refuses_and_says_what_to_do(world, reader):
     assert (await handle.result(SECONDS)) == [0]
 
 
-async def test_a_cancel_that_finds_the_mailbox_full_says_so(world, reader):
-    """C1, promise 2: what isn't stored is not acknowledged."""
+async def test_a_cancel_and_a_pause_get_through_a_full_mailbox(world, reader):
+    """C1, C3: an operator must be able to stop a run whatever others send to it."""
     world._store._inbox_limit = 300
     handle = await reader.start(9)
     await until_status(handle, Status.WAITING)
-    await handle.send("box", "x" * 150)
-    for call in (handle.cancel, handle.pause):
-        with pytest.raises(PayloadTooLarge, match="mailbox of run"):
-            await call("because of reasons " * 10)
-    await handle.terminate()
-    assert await handle.status() is Status.CANCELLED
+    await handle.send("other", "x" * 150)
+    with pytest.raises(PayloadTooLarge, match="mailbox of run"):
+        await handle.send("other", "x" * 150)
+    for _ in range(3):
+        await handle.pause("because of reasons " * 10)
+    await until_status(handle, Status.PAUSED)
+    for _ in range(3):
+        await handle.cancel("because of reasons " * 10)
+    with pytest.raises(RunCancelled, match="because of reasons"):
+        await handle.result(SECONDS)
+
+
+async def test_a_reason_is_no_way_to_fill_an_inbox(reader):
+    """A cancel always has room; so what it carries must be small."""
+    handle = await reader.start(9)
+    for call in (handle.cancel, handle.pause, handle.terminate):
+        with pytest.raises(PayloadTooLarge, match="the reason given for run"):
+            await call("x" * 20_000)
+    assert (await handle.get()).inbox == []
 
 
 async def test_a_crash_between_taking_and_recording_gives_the_same_message(world, reader):
