@@ -2,10 +2,11 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+FLOORS := $(VENV)/floors
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format types docs bench chaos clean
+.PHONY: help install demo test floors lint format types docs bench chaos clean
 
 help:  ## List the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -27,6 +28,15 @@ test: install  ## All tests, on the in-memory store and on a real mongod, with c
 	$(BIN)/python -m coverage run -m pytest tests -m kill  # alone: each has many processes of its own
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report
+
+floors:  ## Tests with the oldest versions that pyproject.toml allows, in an environment of their own
+	$(PYTHON) -m venv --clear $(FLOORS)
+	$(FLOORS)/bin/python -m pip install --quiet --disable-pip-version-check \
+		-c tests/floors.txt -e '.[crypto,embedded]' \
+		attrs hypothesis pytest pytest-asyncio pytest-timeout pytest-xdist
+	@# Old versions warn of what newer ones mended; here that is no error.
+	$(FLOORS)/bin/python -m pytest tests/unit tests/conformance tests/integration \
+		-m "not kill" -n 2 --dist loadfile -W default
 
 lint: install  ## ruff: rules and formatting
 	$(BIN)/ruff check .

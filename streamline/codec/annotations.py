@@ -106,7 +106,11 @@ def _fits_msgspec(type_: Any) -> bool:
         raise Mismatch(f"its annotations can't be resolved: {error}") from error
     except Exception:
         return False
-    return not _has_custom_key(msgspec.inspect.type_info(type_), set())
+    try:
+        info = msgspec.inspect.type_info(type_)
+    except TypeError:  # before msgspec 0.22: it sorts the values of a Literal, of whatever types
+        return False
+    return not _has_custom_key(info, set())
 
 
 def _has_custom_key(info: Any, seen: set[int]) -> bool:

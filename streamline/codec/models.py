@@ -53,9 +53,4 @@ def validate(model: Any, value: Any) -> Any:
     strict = False if model.model_config.get("strict") else None
     if is_root_model(model):
         return model.model_validate(value, strict=strict)
-    try:
-        return model.model_validate(value, strict=strict, by_name=True, by_alias=True)
-    except TypeError as error:
-        if "by_name" not in str(error):
-            raise
-        return model.model_validate(value, strict=strict)  # pydantic before 2.11
+    return model.model_validate(value, strict=strict, by_name=True, by_alias=True)
