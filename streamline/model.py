@@ -192,8 +192,10 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
 class Commit(msgspec.Struct, frozen=True, kw_only=True):
     """One conditional update: what happened to a run and what follows from it.
 
-    Applied only if the run still has `fence` and `rev`, and `inbox_seq` where one is given; then
-    `rev` is one more. With `progress`, `recoveries` are 0 again. Fields that are None stay as they
+    Applied only if the run still has `fence` and `rev`, and no message came in that would be passed
+    over: `inbox_seq`, `open_slots`, `pause` and `uncancelled` say which matter, the fewer the
+    better, since what any message refuses never lands where they come in all the time. Then `rev`
+    is one more. With `progress`, `recoveries` are 0 again. Fields that are None stay as they
     are, but `due_at`: a commit to `waiting` sets it or, if None, removes it; one to `running` keeps
     the lease; all others remove it.
     """
@@ -205,7 +207,10 @@ class Commit(msgspec.Struct, frozen=True, kw_only=True):
     entries: tuple[Entry, ...] = ()
     progress: bool = False
     consumed: tuple[str, ...] = ()  # ids of messages that leave the inbox
-    inbox_seq: int | None = None
+    inbox_seq: int | None = None  # as far as is known: no message at all came in since
+    open_slots: int | None = None  # how many, as far as is known: none of them was closed since
+    pause: str | None = None  # the id of the pause that is obeyed: nobody took it back
+    uncancelled: bool = False  # no cancel lies in the inbox but those that are consumed
     due_at: datetime | None = None
     awaiting: tuple[Slot, ...] | None = None
     attempts: tuple[Attempt, ...] | None = None
@@ -222,7 +227,7 @@ class CommitResult(StrEnum):
     """What became of a commit."""
 
     LANDED = "landed"
-    INBOX_MOVED = "inbox_moved"  # a message came in since `inbox_seq`; nothing was written
+    INBOX_MOVED = "inbox_moved"  # a message came in that must be looked at; nothing was written
     LOST = "lost"  # the claim is another's, or the run has ended; nothing was written
 
 

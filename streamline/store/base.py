@@ -176,7 +176,9 @@ class RunStore(ABC):
         """Apply a commit whole, or not at all.
 
         Rules: refused as LOST unless the run is running under `fence` and has `rev`; refused as
-        INBOX_MOVED if `inbox_seq` is given and another. A commit that landed but whose reply was
+        INBOX_MOVED if `inbox_seq` is given and another, if not as many slots are open as
+        `open_slots` says, if the message `pause` doesn't lie in the inbox, or, with `uncancelled`,
+        if a cancel that isn't consumed does. A commit that landed but whose reply was
         lost lands when it is tried again. `entries` are appended in order. `consumed` messages
         leave the inbox; others stay. With `archive`, those entries are first made durable outside
         the document (the same archive written twice does no harm), then removed from it in the same

@@ -46,6 +46,7 @@ from streamline.store.transitions import (
     is_open,
     is_parked_as,
     is_pending,
+    moved_on,
     posted,
     released,
     rewound,
@@ -216,7 +217,7 @@ class MemoryStore(RunStore):
             run = self._held(commit.run_id, commit.fence)
             if run is None or run.rev != commit.rev:
                 return CommitResult.LOST
-            if commit.inbox_seq is not None and commit.inbox_seq != run.inbox_seq:
+            if moved_on(run, commit):
                 return CommitResult.INBOX_MOVED
             self._put(committed(run, commit, self.clock.now()))
             if commit.archive:

@@ -93,7 +93,7 @@ class CommitGroup:
     async def _tell_apart(self, commits: Mapping[int, Commit]) -> dict[int, CommitResult]:
         """Find out what became of commits not all of which matched."""
         query = {"_id": {"$in": [commit.run_id for commit in commits.values()]}}
-        fields = {"fence": 1, "rev": 1, "inbox_seq": 1, "status": 1}
+        fields = {"fence": 1, "rev": 1, "status": 1}
         runs = self._connection.collection(RUNS)
         found = {document["_id"]: document async for document in runs.find(query, fields)}
         return {
@@ -187,6 +187,7 @@ def _result(commit: Commit, found: Document | None) -> CommitResult:
         # Nobody else writes under this fence: it is this very commit, tried before.
         return CommitResult.LANDED
     held = found.get("rev") == commit.rev and found.get("status") == Status.RUNNING
-    if held and commit.inbox_seq not in (None, found.get("inbox_seq")):
-        return CommitResult.INBOX_MOVED
-    return CommitResult.LOST
+    # Of all that the filter asks for, only what messages change can have been otherwise.
+    guards = (commit.inbox_seq, commit.open_slots, commit.pause, commit.uncancelled or None)
+    guarded = any(guard is not None for guard in guards)
+    return CommitResult.INBOX_MOVED if held and guarded else CommitResult.LOST

@@ -88,6 +88,17 @@ def released(run: Run, now: datetime, *, faulty: bool) -> Run:
     )
 
 
+def moved_on(run: Run, commit: Commit) -> bool:
+    """Whether a message came in that the commit would pass over."""
+    cancels = {message.id for message in run.inbox if message.kind is MessageKind.CANCEL}
+    return (
+        commit.inbox_seq not in (None, run.inbox_seq)
+        or commit.open_slots not in (None, len(run.awaiting))
+        or (commit.pause is not None and all(m.id != commit.pause for m in run.inbox))
+        or (commit.uncancelled and not cancels <= set(commit.consumed))
+    )
+
+
 def committed(run: Run, commit: Commit, now: datetime) -> Run:
     """Return the run as it is after a commit that fits it."""
     kept = [] if commit.archive else run.journal

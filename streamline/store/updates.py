@@ -150,6 +150,15 @@ def commit_filter(commit: Commit) -> Document:
     fits = held_filter(commit.run_id, commit.fence) | {"rev": commit.rev}
     if commit.inbox_seq is not None:
         fits["inbox_seq"] = commit.inbox_seq
+    if commit.open_slots:
+        fits["awaiting"] = {"$size": commit.open_slots}
+    elif commit.open_slots is not None:  # an empty array is as good as none
+        fits["awaiting.0"] = {"$exists": False}
+    if commit.pause is not None:
+        fits["inbox.id"] = commit.pause
+    if commit.uncancelled:
+        cancel = {"kind": MessageKind.CANCEL.value, "id": {"$nin": list(commit.consumed)}}
+        fits["inbox"] = {"$not": {"$elemMatch": cancel}}
     return fits
 
 

@@ -20,6 +20,7 @@ from streamline.definitions import Workflow
 from streamline.errors import LeaseLost, NonDeterminism, PayloadTooLarge, ServerUnavailable
 from streamline.model import Commit, CommitResult, EntryKind, MessageKind, Run, Status
 from streamline.worker.ending import Ending, fail
+from streamline.worker.guards import guards
 from streamline.worker.heartbeats import Heartbeats
 from streamline.worker.news import News
 from streamline.worker.services import Services
@@ -346,9 +347,8 @@ class RunDriver:
             entries=(entries := tuple(session.tail.pending)),
             progress=bool(entries and self.run.recoveries),
             consumed=(*session.inbox.taken, *([pause.id] if pause else [])),
-            # Whoever parks, ends or closes a wait must know of every message that was accepted;
-            # what comes for other slots stays in the inbox until it is taken.
-            inbox_seq=None if running and not (moved and session.has_waits) else session.inbox.seq,
+            pause=None if pause is None else pause.id,
+            **guards(session, status, moved=moved),
             due_at=session.next_due() if status is Status.WAITING else None,
             awaiting=slots if moved else None,
             attempts=self._board.attempts(starting, now) if running else (),
@@ -441,24 +441,28 @@ class RunDriver:
         A run that was asked to end does so instead: its cleanup can't be reached any more.
         """
         _log.error("%s", error)
-        run = await self._reload()
         self._board.cancel_all()
         self.evict()
         self._news.clear()
-        cancel = next((m for m in run.inbox if m.kind is MessageKind.CANCEL), None)
-        commit = Commit(
-            run_id=self.id,
-            fence=run.fence,
-            rev=run.rev,
-            status=Status.PAUSED if cancel is None else Status.CANCELLED,
-            consumed=() if cancel is None else (cancel.id,),
-            error=fail(error, run, None).failure,
-            ended_at=None if cancel is None else self._services.clock.now(),
-        )
-        if await self._write(commit) is not CommitResult.LANDED:
-            raise self._lease_lost()
-        self._note(commit)
-        return commit.status
+        while True:
+            run = await self._reload()
+            cancel = next((m for m in run.inbox if m.kind is MessageKind.CANCEL), None)
+            commit = Commit(
+                run_id=self.id,
+                fence=run.fence,
+                rev=run.rev,
+                status=Status.PAUSED if cancel is None else Status.CANCELLED,
+                consumed=() if cancel is None else (cancel.id,),
+                uncancelled=cancel is None,
+                error=fail(error, run, None).failure,
+                ended_at=None if cancel is None else self._services.clock.now(),
+            )
+            result = await self._write(commit)
+            if result is CommitResult.LOST:
+                raise self._lease_lost()
+            if result is CommitResult.LANDED:
+                self._note(commit)
+                return commit.status
 
     # -- heartbeats -------------------------------------------------------------------------------
 

@@ -259,7 +259,9 @@ class Session:
     @property
     def pause_asked(self) -> bool:
         """Whether the run is to be set aside."""
-        return self.inbox.find(MessageKind.PAUSE) is not None
+        # One that comes after a cancel holds once the cancel is taken.
+        pause = self.inbox.find(MessageKind.PAUSE)
+        return pause is not None and self.inbox.find(MessageKind.CANCEL) is None
 
     @property
     def context_changed(self) -> bool:

@@ -11,8 +11,10 @@ import pytest
 from streamline.errors import DataCorruption, PayloadTooLarge
 from streamline.model import (
     Attempt,
+    Commit,
     CommitResult,
     Entry,
+    MessageKind,
     Run,
     Status,
 )
@@ -129,6 +131,67 @@ async def test_a_commit_without_inbox_seq_takes_no_notice_of_messages(
 ) -> None:
     await store.post("r", message(store, "m"))
     assert await store.commit(commit_of(run)) is CommitResult.LANDED
+
+
+async def refused_then_landed(store: RunStore, refused: Commit, landed: Commit) -> None:
+    before = await load(store)
+    assert await store.commit(refused) is CommitResult.INBOX_MOVED
+    assert await load(store) == before
+    assert await store.commit(landed) is CommitResult.LANDED
+
+
+async def test_a_commit_is_refused_when_a_slot_was_closed(store: RunStore, run: Run) -> None:
+    await store.commit(commit_of(run, awaiting=(slot(store, "a"), slot(store, "b"))))
+    for id_, left in (("a", 1), ("b", 0)):
+        run = await load(store)
+        commit = commit_of(run, open_slots=left + 1, awaiting=(), entries=(entry(store, id_),))
+        await store.post("r", message(store, f"to {id_}", MessageKind.RESUME), slot=id_)
+        again = commit_of(run, open_slots=left)
+        await refused_then_landed(store, commit, again)
+
+
+async def test_a_commit_that_knows_the_open_slots_takes_no_notice_of_other_messages(
+    store: RunStore, run: Run
+) -> None:
+    assert await store.commit(commit_of(run, open_slots=0)) is CommitResult.LANDED
+    await store.commit(commit_of(await load(store), awaiting=(slot(store, "a"),)))
+    for kind in (MessageKind.SEND, MessageKind.CANCEL, MessageKind.PAUSE):
+        await store.post("r", message(store, kind.value, kind))
+    commit = commit_of(await load(store), open_slots=1, awaiting=())
+    assert await store.commit(commit) is CommitResult.LANDED
+    assert len((await load(store)).inbox) == 3
+
+
+async def test_a_commit_is_refused_when_its_pause_was_taken_back(store: RunStore, run: Run) -> None:
+    await store.post("r", message(store, "p", MessageKind.PAUSE))
+    await store.post("r", message(store, "m"))
+    assert await store.unpause("r")
+    commit = commit_of(run, Status.PAUSED, pause="p", consumed=("p",))
+    await store.post("r", message(store, "p2", MessageKind.PAUSE))
+    later = msgspec.structs.replace(commit, pause="p2", consumed=("p2",))
+    await refused_then_landed(store, commit, later)
+    assert [each.id for each in (await load(store)).inbox] == ["m"]
+
+
+@pytest.mark.parametrize("status", [Status.PAUSED, Status.DONE])
+async def test_a_commit_is_refused_when_it_would_pass_over_a_cancel(
+    store: RunStore, run: Run, status: Status
+) -> None:
+    for kind in (MessageKind.SEND, MessageKind.PAUSE, MessageKind.CANCEL):
+        await store.post("r", message(store, kind.value, kind))
+    commit = commit_of(run, status, uncancelled=True, consumed=("pause",))
+    later = msgspec.structs.replace(commit, consumed=("cancel",))
+    await refused_then_landed(store, commit, later)
+
+
+async def test_a_commit_that_no_cancel_lies_before_takes_no_notice_of_other_messages(
+    store: RunStore, run: Run
+) -> None:
+    assert await store.commit(commit_of(run, uncancelled=True)) is CommitResult.LANDED
+    for kind in (MessageKind.SEND, MessageKind.PAUSE):
+        await store.post("r", message(store, kind.value, kind))
+    commit = commit_of(await load(store), Status.DONE, uncancelled=True)
+    assert await store.commit(commit) is CommitResult.LANDED
 
 
 async def test_of_a_park_and_a_message_at_once_none_is_missed(world: World) -> None:

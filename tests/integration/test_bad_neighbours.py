@@ -33,6 +33,7 @@ from streamline import (
     wait,
     workflow,
 )
+from streamline.model import Message, MessageKind, PostResult
 from streamline.store.mongo import MongoStore
 from tests.servers import Mongod
 
@@ -375,6 +376,41 @@ async def test_a_run_that_gets_messages_all_the_time_gets_somewhere(engine: Stre
         assert await run.result() == sum(range(count))
     neighbours.cancel()
     assert await neighbours < SECONDS
+
+
+@workflow(registry=registry)
+async def asking(count: int) -> int:
+    done = 0
+    for number in range(count):
+        question = asyncio.create_task(wait("what now?", name=f"q{number}"))
+        done = await add(done)
+        question.cancel()
+    return done
+
+
+async def test_a_run_with_open_waits_ends_while_messages_pour_in(
+    engine: Streamline, address: str
+) -> None:
+    """Each step closes a wait and opens one, and every commit finds that messages came in."""
+    run = await engine.start_run(asking, 20)
+    stores = [MongoStore(address) for _ in range(6)]
+    numbers = itertools.count()
+
+    async def pour(store: MongoStore) -> PostResult:
+        await store.open()
+        result = PostResult.POSTED
+        while result is PostResult.POSTED:
+            at = store.clock.now()
+            noise = Message(id=f"m{next(numbers)}", kind=MessageKind.SEND, at=at, name="noise")
+            result = await store.post(run.id, noise)
+        await store.close()
+        return result
+
+    async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+        pouring = [group.create_task(pour(store)) for store in stores]
+        assert await run.result() == 20
+    # It didn't end because the inbox was full, nor after the messages.
+    assert [task.result() for task in pouring] == [PostResult.ENDED] * len(stores)
 
 
 async def test_ten_thousand_messages_that_lie_there_are_all_received(address: str) -> None:

@@ -26,7 +26,13 @@ OPERATIONS = st.lists(
         st.tuples(st.just("create"), RUN_IDS, st.booleans()),
         st.tuples(st.just("claim_due"), SMALL),
         st.tuples(st.just("claim_run"), RUN_IDS),
-        st.tuples(st.just("commit"), RUN_IDS, st.sampled_from(list(Status)), SMALL, st.booleans()),
+        st.tuples(
+            st.just("commit"),
+            RUN_IDS,
+            st.sampled_from(list(Status)),
+            st.integers(0, 5),
+            st.booleans(),
+        ),
         st.tuples(st.just("commit_stale"), RUN_IDS, SMALL, SMALL),
         st.tuples(st.just("archive"), RUN_IDS),
         st.tuples(st.just("post"), RUN_IDS, SMALL, st.sampled_from(list(MessageKind))),
@@ -104,6 +110,13 @@ class Pilot:
         now = self._store.clock.now()
         later = now + timedelta(seconds=50)
         fields: dict[str, Any] = {"inbox_seq": seq if seq < 2 else None}
+        if seq > 2:
+            pauses = [each.id for each in run.inbox if each.kind is MessageKind.PAUSE]
+            fields |= {
+                "open_slots": seq - 3 if seq < 5 else None,
+                "pause": pauses[0] if pauses else None,
+                "uncancelled": full,
+            }
         if full:
             fields |= {
                 "entries": (entry(self._store, f"s{self._calls}"),),
