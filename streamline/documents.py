@@ -42,8 +42,8 @@ class RunFailure(_Part):
     """An exception as it is stored."""
 
     code: str
-    type: str = ""
-    message: str = ""
+    type: str
+    message: str
     traceback: str = ""
     step: str | None = None
     args: list[Any] | None = None
