@@ -339,6 +339,22 @@ async def test_a_run_that_went_on_since_it_was_parked_is_not_claimed(store: RunS
     assert await load(store) == before
 
 
+@pytest.mark.parametrize("kind", [MessageKind.CANCEL, MessageKind.PAUSE])
+async def test_a_parked_run_takes_a_cancel_and_a_pause_however_full_but_once(
+    world: World, kind: MessageKind
+) -> None:
+    store = await world.store(inbox_limit=1_000)
+    known = await parked(store)
+    await store.post("r", message(store, "m", payload="x" * 600))
+    large = message(store, "c1", kind, payload="x" * 2_000)
+    run = await store.post_to_parked(known, large, new_claim())
+    assert run is not None
+    await store.commit(commit_of(run, Status.WAITING))
+    before = await load(store)
+    assert await store.post_to_parked(before, message(store, "c2", kind), new_claim()) is None
+    assert await load(store) == before
+
+
 async def test_a_message_that_the_document_knows_is_not_put_there_again(store: RunStore) -> None:
     known = await parked(store, entries=(taken(store, "taken"),))
     await store.post("r", message(store, "lying"))
