@@ -1,6 +1,7 @@
 """A client process under chaos: many lives of runs side by side, each told in the history.
 
     python -m tests.chaos.client ADDRESS DIRECTORY --name c0 --seed 7 --first 0 [--worker]
+        [--way PORT=OTHER ...]
 
 It starts new runs until its stdin says `drain`, ends when their lives have ended, and dies with its
 stdin. What it does is drawn from the seed, its name and the number of the life.
@@ -28,6 +29,7 @@ from streamline.handles import RunHandle
 from tests.chaos import flows
 from tests.chaos.operations import FLOWS, OPERATIONS, Operation, Outcome
 from tests.chaos.trail import Trail
+from tests.chaos.ways import detour
 from tests.chaos.worker import SERVER_TIMEOUT, log_to_stderr, start
 
 REFUSED = (InvalidState, RunCancelled, RunFailed, RunConflict, RunNotFound, StepNotFound)
@@ -234,7 +236,9 @@ async def main() -> None:
     parser.add_argument("--size", type=int, default=8)
     parser.add_argument("--lease", type=float, default=2.5)
     parser.add_argument("--worker", action="store_true")
+    parser.add_argument("--way", action="append", default=[])
     given = parser.parse_args()
+    detour(given.way)
     flows.place.settle(given.directory)
     options: dict[str, Any] = {"worker": given.worker, "lease": given.lease}
     engine = Streamline(

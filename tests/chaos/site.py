@@ -113,9 +113,8 @@ class Site:
     """Servers and processes; an async context manager through `opened`.
 
     Args:
-        topology: `single` (a set of one, each process behind a proxy of its own), `set` (three
-            nodes, without proxies: their members are found by their own addresses), or `full` (as
-            single, on a small disk that can be filled).
+        topology: `single` (a set of one), `set` (three nodes), or `full` (as single, on a small
+            disk that can be filled). Each process has a way of its own to each node, by a proxy.
         directory: For logs and trails.
         seed: For the clients.
     """
@@ -125,6 +124,7 @@ class Site:
         self.directory = directory
         self.seed = seed
         self.proxies: list[Proxy] = []
+        self._ways: list[dict[int, int]] = []
         self.workers: list[Child] = []
         self.clients: list[Child] = []
         self.trail = Trail(directory / "faults.jsonl")
@@ -148,10 +148,13 @@ class Site:
             client: AsyncMongoClient[dict[str, Any]] = AsyncMongoClient(self.uri, tz_aware=True)
             stack.push_async_callback(client.close)
             self.database: AsyncDatabase[dict[str, Any]] = client[DATABASE]
-            if self._set is None:
-                for _ in range(WORKERS + CLIENTS):
-                    proxy = await stack.enter_async_context(Proxy(HOST, self._nodes[0].port))
+            for _ in range(WORKERS + CLIENTS):
+                way = {}
+                for node in self._nodes:
+                    proxy = await stack.enter_async_context(Proxy(HOST, node.port))
                     self.proxies.append(proxy)
+                    way[node.port] = proxy.port
+                self._ways.append(way)
             stack.push_async_callback(self._end_children)
             await self._start_children()
             yield self
@@ -185,25 +188,22 @@ class Site:
         """`uri` with the database."""
         return address_of(self.uri, DATABASE)
 
-    def address_by(self, index: int) -> str:
-        """The way of one process."""
-        if self._set is not None:
-            return self.address
-        uri = f"mongodb://{HOST}:{self.proxies[index].port}/?directConnection=true"
-        return address_of(uri, DATABASE)
+    def _detour(self, index: int) -> list[str]:
+        """The options by which one process goes through its proxies."""
+        return [f"--way={port}={proxy}" for port, proxy in self._ways[index].items()]
 
     def _worker(self, index: int) -> Child:
         def options(life: int) -> list[str]:
             # Every other life of a worker has a wall clock that jumps.
             jumps = ["--jumps", f"{self.seed}/{index}/{life}"] if (index + life) % 2 else []
-            return [self.address_by(index), str(self.directory), *jumps]
+            return [self.address, str(self.directory), *jumps, *self._detour(index)]
 
         return Child(f"worker-{index}", "tests.chaos.worker", options)
 
     def _client(self, index: int) -> Child:
         def options(life: int) -> list[str]:
             return [
-                *(self.address_by(WORKERS + index), str(self.directory)),
+                *(self.address, str(self.directory), *self._detour(WORKERS + index)),
                 *("--name", f"c{index}", "--seed", str(self.seed), "--first", str(life * 1000)),
                 *(["--worker"] if index == 0 else []),
             ]

@@ -1,6 +1,7 @@
 """A worker process under chaos; it ends with its stdin.
 
 python -m tests.chaos.worker ADDRESS DIRECTORY [--lease 2.5] [--jumps SEED] [--mutate NAME]
+    [--way PORT=OTHER ...]
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from streamline import ServerUnavailable, Streamline
 from tests.chaos import flows, mutations
+from tests.chaos.ways import detour
 
 SERVER_TIMEOUT = 3.0
 
@@ -67,7 +69,9 @@ async def main() -> None:
     parser.add_argument("--lease", type=float, default=2.5)
     parser.add_argument("--jumps")
     parser.add_argument("--mutate", default=os.environ.get("CHAOS_MUTATE", ""))
+    parser.add_argument("--way", action="append", default=[])
     given = parser.parse_args()
+    detour(given.way)
     flows.place.settle(given.directory)
     jumping = asyncio.create_task(jump(given.jumps)) if given.jumps else None
     mutations.apply(given.mutate)
