@@ -101,6 +101,15 @@ class RunAttempt(_Part):
     heartbeat: Any = None
 
 
+class RunPast(_Part):
+    """What a run keeps of its earlier generations."""
+
+    input: RunInput
+    at: Instant
+    rev: int
+    taken: list[str] = []
+
+
 class _RunFields(_Part):
     """The fields of a run beside its id, apart from Beanie so that they need no connection."""
 
@@ -135,6 +144,8 @@ class _RunFields(_Part):
     ended_at: Instant | None = None
     expire_after: float | None = None
     expire_at: Instant | None = None
+    generation: int = 1
+    past: RunPast | None = None
 
 
 class WorkflowRun(_RunFields, Document):

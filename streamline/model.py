@@ -138,6 +138,20 @@ class Input(msgspec.Struct, frozen=True, kw_only=True):
     context: dict[str, Any] = {}
 
 
+class Past(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a run keeps of its earlier generations.
+
+    `input` is what the run was started with, `at` when its present generation began, `rev` the
+    run's at that moment. `taken` are the ids of the last messages taken before it, oldest first: a
+    repeated one counts once still.
+    """
+
+    input: Input
+    at: datetime
+    rev: int
+    taken: list[str] = []
+
+
 class Run(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One run, as stored. `journal` may be left out of what a store returns where it says so.
 
@@ -152,7 +166,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     code: str
     status: Status
     input: Input
-    python: str  # minor version under which it began
+    python: str  # minor version under which it (its present generation) began
     created_at: datetime
     updated_at: datetime
     context: dict[str, Any] = {}
@@ -178,6 +192,28 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     ended_at: datetime | None = None
     expire_after: float | None = None  # seconds from the end to the deletion
     expire_at: datetime | None = None
+    generation: int = 1  # +1 with every `continue_as_new`, which empties the journal
+    past: Past | None = None  # None in the first generation
+
+    @property
+    def first_input(self) -> Input:
+        """What the run was started with; `input` is what its present generation began with."""
+        return self.input if self.past is None else self.past.input
+
+    @property
+    def body_began_at(self) -> datetime:
+        """The instant at which the body begins, on each replay of the present generation."""
+        return self.began_at if self.past is None else self.past.at
+
+    @property
+    def body_began_rev(self) -> int:
+        """The `rev` at which the present generation began; past it, its body has begun before."""
+        return 0 if self.past is None else self.past.rev
+
+    @property
+    def began_at(self) -> datetime:
+        """The instant at which the run as a whole began."""
+        return self.started_at or self.created_at
 
 
 class Claim(msgspec.Struct, frozen=True, kw_only=True):
@@ -187,6 +223,17 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
     worker: str
     lease: float  # seconds
     ahead: float = 0.0  # seconds by which a waiting run may be claimed before it is due
+
+
+class Continuation(msgspec.Struct, frozen=True, kw_only=True):
+    """How a run goes on as its next generation: what replaces the fields of these names."""
+
+    input: Input
+    code: str
+    version: str
+    python: str
+    generation: int
+    past: Past
 
 
 class Commit(msgspec.Struct, frozen=True, kw_only=True):
@@ -221,6 +268,13 @@ class Commit(msgspec.Struct, frozen=True, kw_only=True):
     expire_at: datetime | None = None
     archive: tuple[Entry, ...] = ()  # all entries now in the document, to be moved out of it
     journal_base: int = 0  # the index of the first of `archive` (its count is added by the commit)
+    generation: int = 1  # the run's
+    continuation: Continuation | None = None  # the run begins anew, as the next generation
+
+    @property
+    def next_fence(self) -> int:
+        """The run's fence once this has landed."""
+        return self.fence if self.continuation is None else self.fence + 1
 
 
 class CommitResult(StrEnum):

@@ -87,8 +87,8 @@ class RunStore(ABC):
     async def load_run(
         self, run_id: str, *, journal: bool = True, inbox: bool = True
     ) -> Run | None:
-        """Return a run, with or without the part of its journal that is in the document, and its
-        inbox: a journal may be large, and an inbox may hold thousands of messages.
+        """Return a run, with or without the part of its journal that is in the document (and its
+        `past`), and its inbox: a journal may be large, and an inbox may hold thousands of messages.
 
         Raises:
             DataCorruption: The document can't be read as a run.
@@ -104,7 +104,7 @@ class RunStore(ABC):
 
     @abstractmethod
     async def load_ended(self, run_ids: Sequence[str]) -> list[Run]:
-        """Return those of the runs that have ended, without journal and inbox, in one query.
+        """Return those of the runs that have ended, without journal, inbox and past, in one query.
 
         Rules: only durable ends, which no failover undoes: callers act on them. One that can't be
         read is returned as failed with `DATA_CORRUPTION`.
@@ -187,6 +187,13 @@ class RunStore(ABC):
         empties `attempts`; an ended one also empties `awaiting` and removes `due_at`. A commit with
         `progress` sets `recoveries` to 0. Every commit sets `updated_at` by the server's clock.
 
+        With a `continuation` the run begins anew in the same update, under the same claim: what
+        the continuation holds replaces the run's fields of these names, its journal is emptied
+        (`journal_base` is 0), as are slots, attempts and `recoveries`, and `fence + 1`, so that
+        nothing fits any more that was on its way for the generation before. What was archived of
+        it is removed afterwards; what a crash leaves of that is never read, though it has the
+        indexes of new entries, and expires with the run. Entries and an archive are not given.
+
         Raises:
             PayloadTooLarge: The document would be too large; nothing was written.
         """
@@ -207,8 +214,9 @@ class RunStore(ABC):
         Rules: in one update: the message is appended, `inbox_seq + 1`, and a waiting run is due
         now (a paused one only by a cancel: it becomes waiting, due now). With `slot`, that slot is
         closed in the same update, so of several posts to it one wins and the others get NO_SLOT.
-        A message id that the run has or ever had is a DUPLICATE and changes nothing, also when the
-        entry that took it was archived. An inbox holds at most `inbox_limit` bytes of messages, but
+        A message id that the run has or had in this generation is a DUPLICATE and changes nothing,
+        also when the entry that took it was archived; so is one of `past.taken`. An inbox holds at
+        most `inbox_limit` bytes of messages, but
         a cancel or a pause always has room. In return few can lie there: a cancel beside another,
         or a pause after another that no cancel follows, is PENDING and changes nothing. Of the
         results, the first that applies: NO_RUN, DUPLICATE, ENDED, NO_SLOT, PENDING, FULL.

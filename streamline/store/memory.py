@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from datetime import datetime, timedelta
+from typing import Any
 
 import bson
 import msgspec
@@ -43,6 +44,7 @@ from streamline.store.transitions import (
     cancelled,
     claimed,
     committed,
+    has_landed,
     is_open,
     is_parked_as,
     is_pending,
@@ -125,8 +127,8 @@ class MemoryStore(RunStore):
             run = self._load(run_id)
             if run is None:
                 return None
-            kept = {"journal": run.journal if journal else [], "inbox": run.inbox if inbox else []}
-            return _change(run, **kept)
+            left_out: dict[str, Any] = {} if journal else {"journal": [], "past": None}
+            return _change(run, **left_out, **({} if inbox else {"inbox": []}))
 
     async def load_archive(self, run_id: str, until: int) -> list[Entry]:
         await self._alive()
@@ -144,7 +146,7 @@ class MemoryStore(RunStore):
         await self._alive()
         with self.data.lock:
             found = (self._load_leniently(run_id) for run_id in run_ids)
-            return [_change(run, journal=[], inbox=[]) for run in found if run and run.status.ended]
+            return [_head(run) for run in found if run and run.status.ended]
 
     async def next_due(self, codes: Sequence[str]) -> datetime | None:
         await self._alive()
@@ -212,14 +214,18 @@ class MemoryStore(RunStore):
         await self._alive()
         with self.data.lock:
             run = self._load(commit.run_id)
-            if run is not None and (run.fence, run.rev) == (commit.fence, commit.rev + 1):
-                return CommitResult.LANDED  # when it was tried before
+            if run is not None and has_landed(
+                commit, fence=run.fence, rev=run.rev, generation=run.generation
+            ):
+                return CommitResult.LANDED
             run = self._held(commit.run_id, commit.fence)
             if run is None or run.rev != commit.rev:
                 return CommitResult.LOST
             if moved_on(run, commit):
                 return CommitResult.INBOX_MOVED
             self._put(committed(run, commit, self.clock.now()))
+            if commit.continuation is not None:
+                self.data.archives.pop(run.id, None)
             if commit.archive:
                 archive = self.data.archives.setdefault(run.id, {})
                 for index, entry in enumerate(commit.archive, commit.journal_base):
@@ -396,6 +402,7 @@ class MemoryStore(RunStore):
     def _refusal(self, run: Run, message: Message, slot: str | None) -> PostResult | None:
         archived = self.data.archives.get(run.id, {}).values()
         known = {entry.message for entry in (*run.journal, *archived)}
+        known.update(() if run.past is None else run.past.taken)
         if message.id in known or any(message.id == other.id for other in run.inbox):
             return PostResult.DUPLICATE
         if run.status.ended:
@@ -408,6 +415,10 @@ class MemoryStore(RunStore):
         if len(bson.encode({"inbox": inbox}, codec_options=CODEC_OPTIONS)) > self._inbox_limit:
             return PostResult.FULL
         return None
+
+
+def _head(run: Run) -> Run:
+    return _change(run, journal=[], inbox=[], past=None)
 
 
 def _copy(entry: Entry) -> Entry:

@@ -98,16 +98,18 @@ class Messages:
     async def _post(self, run_id: str, message: Message, slot: str | None) -> PostResult:
         post = Post.of(run_id, message, slot, limit=self._inbox_limit)
         uncertain = False  # whether an earlier try of ours may have put it there
-        base: int | None = 0
+        # The archive of a generation that has none can't hold it.
+        archived: Document = {"journal_base": 0}
         while True:
-            matched, again = await self._update(post, base)
+            matched, again = await self._update(post, archived)
             uncertain = uncertain or again
             if matched:
                 return PostResult.POSTED
             found = await self._look(post)
             if found is None:
                 return PostResult.NO_RUN
-            base = found.get("journal_base")  # missing where somebody damaged it
+            # The base is missing where somebody damaged it, the generation in the first one.
+            archived = {name: found.get(name) for name in ("journal_base", "generation")}
             reason = await self._reason(post, found)
             if reason is PostResult.DUPLICATE and uncertain:
                 return PostResult.POSTED
@@ -131,8 +133,10 @@ class Messages:
 
         return await self._connection.persist(update)
 
-    async def _update(self, post: Post, base: int | None) -> tuple[bool, bool]:
-        fits = post_filter(post.run_id, post.message, slot=post.slot, base=base, room=post.room)
+    async def _update(self, post: Post, archived: Document) -> tuple[bool, bool]:
+        fits = post_filter(
+            post.run_id, post.message, slot=post.slot, archived=archived, room=post.room
+        )
         change = post_update(post.message, post.slot)
 
         async def update(again: bool) -> tuple[bool, bool]:
@@ -146,6 +150,8 @@ class Messages:
             fields: Document = {
                 "status": 1,
                 "journal_base": 1,
+                "generation": 1,
+                "taken_before": _taken_before(post.message.id),
                 "awaiting.id": 1,
                 "inbox": {"$elemMatch": {"id": post.message.id}},
                 "journal": {"$elemMatch": {"message": post.message.id}},
@@ -159,7 +165,7 @@ class Messages:
 
     async def _reason(self, post: Post, found: Document) -> PostResult | None:
         """Return why the run can't take the message; None if by now it can."""
-        if found.get("inbox") or found.get("journal"):
+        if found.get("inbox") or found.get("journal") or found.get("taken_before"):
             return PostResult.DUPLICATE
         # Entries may be archived between this look and the update; then the update, which names
         # the base, matches nothing, and this is asked again.
@@ -174,3 +180,8 @@ class Messages:
         if post.message.kind in PENDING:
             return PostResult.PENDING if found["pending"] else None
         return PostResult.FULL if found["inbox_bytes"] > post.room else None
+
+
+def _taken_before(message_id: str) -> Document:
+    """Whether an earlier generation of the run took the message."""
+    return {"$in": [{"$literal": message_id}, {"$ifNull": ["$past.taken", []]}]}

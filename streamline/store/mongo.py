@@ -46,6 +46,7 @@ from streamline.store.writer import Writer
 INBOX_LIMIT = 4 * 1024 * 1024
 _CLOCK_REFRESH = 30.0
 _WITHOUT_JOURNAL = {"journal": 0}
+_HEAD = {"journal": 0, "inbox": 0, "past": 0}
 
 
 class MongoStore(RunStore):
@@ -124,7 +125,7 @@ class MongoStore(RunStore):
     async def load_run(
         self, run_id: str, *, journal: bool = True, inbox: bool = True
     ) -> Run | None:
-        left_out = {"journal": journal, "inbox": inbox}
+        left_out = {"journal": journal, "past": journal, "inbox": inbox}
         return await self._load(run_id, {name: 0 for name, there in left_out.items() if not there})
 
     async def load_archive(self, run_id: str, until: int) -> list[Entry]:
@@ -135,7 +136,7 @@ class MongoStore(RunStore):
             query = {"_id": {"$in": list(run_ids)}, "status": {"$in": updates.ENDED_VALUES}}
             # Callers act on an end: one that a failover may still undo is none.
             runs = self._runs.with_options(read_concern=ReadConcern("majority"))
-            return await runs.find(query, {"journal": 0, "inbox": 0}).to_list()
+            return await runs.find(query, _HEAD).to_list()
 
         return [self._read_leniently(found) for found in await self._connection.persist(read)]
 
@@ -181,16 +182,24 @@ class MongoStore(RunStore):
     # -- advancing --------------------------------------------------------------------------------
 
     async def commit(self, commit: Commit) -> CommitResult:
-        base = commit.journal_base + len(commit.archive)
+        may_be_archived = commit.journal_base or commit.archive or commit.generation > 1
         if commit.archive:
             # Before the commit: a crash between the two leaves a copy to ignore, not a gap.
             await self._archive.store(
                 commit.run_id, commit.archive, base=commit.journal_base, fence=commit.fence
             )
         result = await self._commits.write(CommitStatement.of(commit))
-        if result is CommitResult.LANDED and commit.expire_at is not None and base:
-            await self._archive.expire(commit.run_id, commit.expire_at)
+        if result is CommitResult.LANDED and may_be_archived:
+            await self._tidy_archive(commit)
         return result
+
+    async def _tidy_archive(self, commit: Commit) -> None:
+        if commit.expire_at is not None:
+            await self._archive.expire(commit.run_id, commit.expire_at)
+        if commit.continuation is not None:
+            # Afterwards: what a crash leaves behind has a lower fence than what the next
+            # generation will archive, and goes with the next of these, or with the run.
+            await self._archive.remove(commit.run_id, up_to_fence=commit.fence)
 
     async def heartbeat(self, run_id: str, fence: int, step: str, details: object) -> bool:
         update = updates.heartbeat_update(step, details)
@@ -281,7 +290,7 @@ class MongoStore(RunStore):
         return await self._connection.persist(write)
 
     async def _end(self, fits: Document, update: updates.Pipeline) -> bool:
-        fields = {"journal_base": 1, "expire_at": 1}
+        fields = {"journal_base": 1, "generation": 1, "expire_at": 1}
 
         async def end(again: bool) -> Document | None:
             found = await find_and_modify(self._runs, fits, update, fields)
@@ -291,6 +300,10 @@ class MongoStore(RunStore):
             return found
 
         ended = await self._connection.persist(end)
-        if ended is not None and ended.get("journal_base") and "expire_at" in ended:
+        if ended is None:
+            return False
+        # What a generation left behind that crashed on its way to the next counts, too.
+        may_be_archived = ended.get("journal_base") or ended.get("generation", 1) > 1
+        if may_be_archived and "expire_at" in ended:
             await self._archive.expire(ended["_id"], ended["expire_at"])
-        return ended is not None
+        return True

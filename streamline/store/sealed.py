@@ -22,10 +22,12 @@ from streamline.model import (
     Claim,
     Commit,
     CommitResult,
+    Continuation,
     Entry,
     Input,
     Message,
     Notice,
+    Past,
     PostResult,
     Run,
     Slot,
@@ -38,6 +40,7 @@ from streamline.store.transitions import same_creation
 _MARK = "sealed/"
 _TEXT = "(sealed)"
 """What stands where a text was: a wait's reason, an error's message."""
+_FIRST = "past/input"
 _ERROR_FIELDS = ("message", "traceback", "args", "attributes", "notes", "cause", "parts")
 
 _change = msgspec.structs.replace
@@ -208,6 +211,7 @@ class Sealer:
             inbox=[self.message(message, run.id) for message in run.inbox],
             awaiting=[self._slot(slot, run.id) for slot in run.awaiting],
             attempts=[self._attempt(attempt, run.id) for attempt in run.attempts],
+            past=None if run.past is None else self._past(run.past, run.id),
         )
 
     def commit(self, commit: Commit) -> Commit:
@@ -228,6 +232,8 @@ class Sealer:
             changes["output"] = self._value(commit.output, run_id, "output")
         if commit.error is not None:
             changes["error"] = self.failure(commit.error, run_id, "error")
+        if commit.continuation is not None:
+            changes["continuation"] = self._continuation(commit.continuation, run_id)
         return _change(commit, **changes) if changes else commit
 
     def entry(self, entry: Entry, run_id: str) -> Entry:
@@ -276,10 +282,22 @@ class Sealer:
             return context
         return {"sealed": self._value(dict(context), run_id, place)}
 
-    def _input(self, given: Input, run_id: str) -> Input:
+    def _input(self, given: Input, run_id: str, place: str = "input") -> Input:
         return Input(
-            args=[self._value([given.args, given.kwargs], run_id, "input")],
-            context=self.context(given.context, run_id, "input/context"),
+            args=[self._value([given.args, given.kwargs], run_id, place)],
+            context=self.context(given.context, run_id, f"{place}/context"),
+        )
+
+    def _past(self, past: Past, run_id: str) -> Past:
+        return _change(past, input=self._input(past.input, run_id, _FIRST))
+
+    def _continuation(self, next_: Continuation, run_id: str) -> Continuation:
+        return _change(
+            next_,
+            # A plain run becomes a sealed one here: nothing of its journal is left.
+            code=_MARK + next_.code,
+            input=self._input(next_.input, run_id),
+            past=self._past(next_.past, run_id),
         )
 
     def _slot(self, slot: Slot, run_id: str) -> Slot:
@@ -308,7 +326,7 @@ class Opener:
         return _change(
             run,
             code=_opened_code(run.code),
-            input=self._input(run),
+            input=self._input(run.input, run, "input"),
             context=self._context(run.context, run.id, "context"),
             output=self._value(run.output, run.id, "output"),
             error=self._failure(run.error, run.id, "error"),
@@ -316,6 +334,7 @@ class Opener:
             inbox=[self._message(message, run.id) for message in run.inbox],
             awaiting=[self._slot(slot, run) for slot in run.awaiting],
             attempts=[self._attempt(attempt, run.id) for attempt in run.attempts],
+            past=None if run.past is None else self._past(run.past, run),
         )
 
     def entry(self, entry: Entry, run_id: str) -> Entry:
@@ -361,15 +380,17 @@ class Opener:
             self._value(context["sealed"], run_id, place), dict[str, Any], run_id, place
         )
 
-    def _input(self, run: Run) -> Input:
-        given = run.input
+    def _past(self, past: Past, run: Run) -> Past:
+        return _change(past, input=self._input(past.input, run, _FIRST))
+
+    def _input(self, given: Input, run: Run, place: str) -> Input:
         if not run.code.startswith(_MARK) and self._codec.accepts_plain:
             return given
         if len(given.args) != 1 or given.kwargs:
-            raise _not_sealed(run.id, "input")
-        opened = self._value(given.args[0], run.id, "input")
-        args, kwargs = _convert(opened, tuple[list[Any], dict[str, Any]], run.id, "input")
-        context = self._context(given.context, run.id, "input/context")
+            raise _not_sealed(run.id, place)
+        opened = self._value(given.args[0], run.id, place)
+        args, kwargs = _convert(opened, tuple[list[Any], dict[str, Any]], run.id, place)
+        context = self._context(given.context, run.id, f"{place}/context")
         return Input(args=args, kwargs=kwargs, context=context)
 
     def _slot(self, slot: Slot, run: Run) -> Slot:

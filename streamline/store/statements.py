@@ -21,6 +21,7 @@ from streamline.model import Commit, CommitResult, Run, Status
 from streamline.store.connection import DURABLE, Connection, Document, is_transient_code
 from streamline.store.encoding import to_document
 from streamline.store.indexes import RUNS
+from streamline.store.transitions import has_landed
 from streamline.store.updates import commit_filter, commit_update
 
 _TOO_LARGE = frozenset({10334, 17419, 17420})
@@ -93,7 +94,7 @@ class CommitGroup:
     async def _tell_apart(self, commits: Mapping[int, Commit]) -> dict[int, CommitResult]:
         """Find out what became of commits not all of which matched."""
         query = {"_id": {"$in": [commit.run_id for commit in commits.values()]}}
-        fields = {"fence": 1, "rev": 1, "status": 1}
+        fields = {"fence": 1, "rev": 1, "status": 1, "generation": 1}
         runs = self._connection.collection(RUNS)
         found = {document["_id"]: document async for document in runs.find(query, fields)}
         return {
@@ -181,12 +182,12 @@ def _too_large(run_id: str, cause: Exception) -> PayloadTooLarge:
 
 def _result(commit: Commit, found: Document | None) -> CommitResult:
     # `get`: a document that was damaged since must not spoil the other commits of the group.
-    if found is None or found.get("fence") != commit.fence:
+    if found is None:
         return CommitResult.LOST
-    if found.get("rev") == commit.rev + 1:
-        # Nobody else writes under this fence: it is this very commit, tried before.
+    fence, rev = found.get("fence"), found.get("rev")
+    if has_landed(commit, fence=fence, rev=rev, generation=found.get("generation", 1)):
         return CommitResult.LANDED
-    held = found.get("rev") == commit.rev and found.get("status") == Status.RUNNING
+    held = (fence, rev) == (commit.fence, commit.rev) and found.get("status") == Status.RUNNING
     # Of all that the filter asks for, only what messages change can have been otherwise.
     guards = (commit.inbox_seq, commit.open_slots, commit.pause, commit.uncancelled or None)
     guarded = any(guard is not None for guard in guards)

@@ -19,6 +19,7 @@ from streamline.model import (
     SUSPECT,
     Claim,
     Commit,
+    Continuation,
     Entry,
     Message,
     MessageKind,
@@ -37,7 +38,7 @@ def same_creation(stored: Run, run: Run) -> bool:
     """
     if run.claim is not None:
         return stored.claim == run.claim
-    return stored.created_at == run.created_at and stored.input == run.input
+    return stored.created_at == run.created_at and stored.first_input == run.input
 
 
 def claimed(run: Run, claim: Claim, now: datetime) -> Run | None:
@@ -127,7 +128,37 @@ def committed(run: Run, commit: Commit, now: datetime) -> Run:
         changes |= {"worker": None, "claim": None, "attempts": [], "due_at": due_at}
     if commit.status.ended:
         changes["awaiting"] = []
+    if commit.continuation is not None:
+        changes |= _begun_anew(commit.continuation) | {"fence": commit.next_fence}
     return _change(run, **changes)
+
+
+def _begun_anew(next_: Continuation) -> dict[str, Any]:
+    """Return what changes of a run that goes on as its next generation."""
+    return {
+        "input": next_.input,
+        "code": next_.code,
+        "version": next_.version,
+        "python": next_.python,
+        "generation": next_.generation,
+        "past": next_.past,
+        "journal": [],
+        "journal_base": 0,
+        "awaiting": [],
+        "attempts": [],
+        "recoveries": 0,
+    }
+
+
+def has_landed(commit: Commit, *, fence: int | None, rev: int | None, generation: int) -> bool:
+    """Whether a run at this fence, `rev` and generation is as a commit left it.
+
+    Nobody else writes under its fence, so it is this very commit, tried before. One that raised
+    the fence left a generation behind, too: a `terminate` would come to the same fence and `rev`.
+    """
+    if (fence, rev) != (commit.next_fence, commit.rev + 1):
+        return False
+    return commit.continuation is None or generation == commit.continuation.generation
 
 
 def posted(run: Run, message: Message, slot: str | None, now: datetime) -> Run:

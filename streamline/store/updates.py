@@ -16,6 +16,7 @@ from streamline.model import (
     SUSPECT,
     Claim,
     Commit,
+    Continuation,
     Message,
     MessageKind,
     Run,
@@ -170,6 +171,13 @@ def commit_update(commit: Commit) -> Document:
         update["$set"] = {name: value for name, value in fields.items() if value is not None}
         if unset := {name: "" for name, value in fields.items() if value is None}:
             update["$unset"] = unset
+    if commit.consumed:
+        # By id, never a new list: a message that arrives meanwhile must stay.
+        update["$pull"] = {"inbox": {"id": {"$in": list(commit.consumed)}}}
+    if commit.continuation is not None:
+        update["$set"] = update.get("$set", {}) | _begun_anew(commit.continuation)
+        update["$inc"]["fence"] = 1
+        return update
     entries = to_builtins(commit.entries)
     if commit.archive and not entries:
         update.setdefault("$set", {})["journal"] = []
@@ -177,10 +185,13 @@ def commit_update(commit: Commit) -> Document:
         update["$push"] = {"journal": {"$each": entries, "$slice": -len(entries)}}
     elif entries:
         update["$push"] = {"journal": {"$each": entries}}
-    if commit.consumed:
-        # By id, never a new list: a message that arrives meanwhile must stay.
-        update["$pull"] = {"inbox": {"id": {"$in": list(commit.consumed)}}}
     return update
+
+
+def _begun_anew(next_: Continuation) -> Document:
+    """Return the fields that a commit sets by which a run goes on as its next generation."""
+    fields: Document = to_builtins(next_)
+    return fields | {"journal": [], "journal_base": 0, "recoveries": 0}
 
 
 def _commit_fields(commit: Commit) -> Document:
@@ -215,19 +226,20 @@ def _commit_fields(commit: Commit) -> Document:
 
 
 def post_filter(
-    run_id: str, message: Message, *, slot: str | None, base: int | None, room: int
+    run_id: str, message: Message, *, slot: str | None, archived: Document, room: int
 ) -> Document:
     """Match a run that can take a message.
 
     Args:
-        base: The `journal_base` up to which the archive is known not to hold the message.
+        archived: The `journal_base`, and the generation, up to which the archive is known not to
+            hold the message.
         room: How large the inbox may be at most, in bytes, to have room for the message, unless
             it is one of control.
     """
     return {
         "_id": run_id,
         "status": NOT_ENDED,
-        "journal_base": base,
+        **archived,
         **_takes(message, slot, room),
     }
 
@@ -248,6 +260,7 @@ def _takes(message: Message, slot: str | None, room: int) -> Document:
     fits: Document = {
         "inbox.id": {"$ne": message.id},
         "journal.message": {"$ne": message.id},
+        "past.taken": {"$ne": message.id},
         "$expr": {"$not": [pending]} if pending else {"$lte": [INBOX_BYTES, room]},
     }
     if slot is not None:

@@ -10,11 +10,13 @@ from streamline.codec import Failure
 from streamline.model import (
     Claim,
     Commit,
+    Continuation,
     Entry,
     EntryKind,
     Input,
     Message,
     MessageKind,
+    Past,
     Run,
     Slot,
     SlotKind,
@@ -32,6 +34,8 @@ AWKWARD: dict[str, Any] = {
     "bytes": b"\0\xff",
     "large": 2**40,
 }
+NEXT = Input(args=["next", AWKWARD], kwargs={"a.b": 1}, context={"kept": AWKWARD})
+"""What runs continue with."""
 
 
 def new_claim(worker: str = "w1", lease: float = 60.0, ahead: float = 0.0) -> Claim:
@@ -64,6 +68,22 @@ def held_run(store: RunStore, run_id: str = "r", *, lease: float = 60.0, **field
 
 def commit_of(run: Run, status: Status = Status.RUNNING, **fields: Any) -> Commit:
     return Commit(run_id=run.id, fence=run.fence, rev=run.rev, status=status, **fields)
+
+
+def continuing(
+    store: RunStore, run: Run, *, taken: tuple[str, ...] = ("taken", "before"), **fields: Any
+) -> Commit:
+    """The commit by which a run begins anew."""
+    past = Past(input=run.first_input, at=store.clock.now(), rev=run.rev + 1, taken=[*taken])
+    next_ = Continuation(
+        input=NEXT,
+        code=run.code,
+        version="2",
+        python="3.99",
+        generation=run.generation + 1,
+        past=past,
+    )
+    return commit_of(run, continuation=next_, generation=run.generation, **fields)
 
 
 def entry(store: RunStore, id_: str, value: Any = None, **fields: Any) -> Entry:

@@ -27,6 +27,7 @@ from streamline.store.updates import due_filter
 from tests.conformance.samples import (
     BOOM,
     commit_of,
+    continuing,
     entry,
     held_run,
     load,
@@ -163,7 +164,10 @@ async def every_verb(store: MongoStore) -> None:
     await store.post_to_parked(run, message(store, "n"), new_claim(), slot="none")
     await store.unpause("r")
     await store.load_ended(["r", "other"])
-    ended = commit_of(await load(store), Status.DONE, journal_base=1, expire_at=later)
+    archived = await load(store)
+    assert await store.commit(continuing(store, archived, journal_base=1)) is CommitResult.LANDED
+    await store.post("r", message(store, "taken"))
+    ended = commit_of(await load(store), Status.DONE, generation=2, expire_at=later)
     assert await store.commit(ended) is CommitResult.LANDED
     done = await load(store)
     assert await store.replace_run(held_run(store, fence=9), rev=done.rev, fence=done.fence)
@@ -234,6 +238,10 @@ async def commit(store: MongoStore) -> CommitResult:
     return await store.commit(commit_of(run, Status.WAITING, entries=(entry(store, "s"),)))
 
 
+async def continued(store: MongoStore) -> CommitResult:
+    return await store.commit(continuing(store, held_run(store, "held"), journal_base=1))
+
+
 async def group(store: MongoStore) -> list[CommitResult]:
     commits = [
         commit_of(held_run(store, run_id), inbox_seq=seq, entries=(entry(store, "s"),))
@@ -268,6 +276,7 @@ VERBS: dict[str, tuple[Verb, object]] = {
     "claim_run": (claimed, 1),
     "release": (lambda s: s.release("held", 1), True),
     "commit": (commit, CommitResult.LANDED),
+    "continue": (continued, CommitResult.LANDED),
     "group": (group, [CommitResult.LANDED, CommitResult.INBOX_MOVED, CommitResult.LOST]),
     "post": (lambda s: s.post("held", message(s, "m")), PostResult.POSTED),
     "post_to_parked": (posted_to_parked, (["m"], 2)),
@@ -292,6 +301,7 @@ async def state(store: MongoStore) -> dict[str, Document]:
             if name != "claim" and not name.endswith("_at") and name not in ("journal", "inbox")
         }
         | {name: [each["id"] for each in document.get(name, ())] for name in ("journal", "inbox")}
+        | {"past": {k: v for k, v in document.get("past", {}).items() if k != "at"}}
         for document in found
     }
 

@@ -14,7 +14,15 @@ from hypothesis import strategies as st
 from streamline.errors import DataCorruption
 from streamline.model import Attempt, Message, MessageKind, Run, Slot, SlotKind, Status
 from streamline.store.base import RunStore
-from tests.conformance.samples import BOOM, commit_of, entry, held_run, new_claim, new_run
+from tests.conformance.samples import (
+    BOOM,
+    commit_of,
+    continuing,
+    entry,
+    held_run,
+    new_claim,
+    new_run,
+)
 from tests.conformance.worlds import MemoryWorld, MongoWorld, World
 
 pytestmark = pytest.mark.mongo
@@ -35,6 +43,7 @@ OPERATIONS = st.lists(
         ),
         st.tuples(st.just("commit_stale"), RUN_IDS, SMALL, SMALL),
         st.tuples(st.just("archive"), RUN_IDS),
+        st.tuples(st.just("continue"), RUN_IDS, SMALL, SMALL),
         st.tuples(st.just("post"), RUN_IDS, SMALL, st.sampled_from(list(MessageKind))),
         st.tuples(st.just("post_slot"), RUN_IDS, SMALL),
         st.tuples(st.just("post_to_parked"), RUN_IDS, SMALL, st.booleans()),
@@ -79,12 +88,14 @@ class Pilot:
     def _plain(self, run: Run, now: Any) -> dict[str, Any]:
         due = None if run.due_at is None else run.due_at <= now + timedelta(seconds=1)
         names = ("status", "rev", "fence", "inbox_seq", "worker", "recoveries", "journal_base")
+        names += ("generation", "version", "input", "first_input")
         return {
             **{name: getattr(run, name) for name in names},
             **{n: [each.id for each in getattr(run, n)] for n in ("journal", "inbox", "awaiting")},
             "heartbeats": [each.heartbeat for each in run.attempts],
             "context": run.context,
             "error": run.error,
+            "taken": None if run.past is None else run.past.taken,
             "due": due,
             "set": [run.started_at is None, run.ended_at is None, run.expire_at is None],
         }
@@ -143,6 +154,20 @@ class Pilot:
         except DataCorruption:
             return result, None
         return result, [each.id for each in archived]
+
+    async def _continue(self, run_id: str, seq: int, taken: int) -> object:
+        if (run := await self._store.load_run(run_id)) is None:
+            return None
+        commit = continuing(
+            self._store,
+            run,
+            taken=(f"m{taken}",),
+            inbox_seq=seq if seq < 2 else None,
+            consumed=tuple(message.id for message in run.inbox[:1]),
+            journal_base=run.journal_base,
+        )
+        # Twice, as one whose first reply was lost.
+        return await self._store.commit(commit), await self._store.commit(commit)
 
     def _message(self, number: int, kind: MessageKind) -> Message:
         return Message(id=f"m{number}", kind=kind, at=self._store.clock.now())
