@@ -3,6 +3,7 @@
 from streamline.codec import AesGcm, PayloadCodec
 from streamline.context import (
     channel,
+    continue_as_new,
     current,
     deprecate_patch,
     heartbeat,
@@ -82,6 +83,7 @@ __all__ = [
     "WorkflowNotFound",
     "WorkflowRun",
     "channel",
+    "continue_as_new",
     "current",
     "deprecate_patch",
     "heartbeat",

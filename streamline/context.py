@@ -16,7 +16,7 @@ from concurrent.futures import Executor
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from threading import Event
-from typing import Any, Protocol, TypeVar, overload
+from typing import Any, NoReturn, Protocol, TypeVar, overload
 
 from streamline.durations import Duration, to_seconds
 from streamline.errors import InvalidState
@@ -95,6 +95,11 @@ class BodyRuntime(Runtime):
     @abstractmethod
     def patched(self, patch_id: str) -> bool:
         """Whether this run takes the new side of a change."""
+
+    @abstractmethod
+    def continue_as_new(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> NoReturn:
+        """Raise what ends the body, so that the run goes on with these arguments."""
+        raise NotImplementedError
 
 
 class StepRuntime(Runtime):
@@ -186,8 +191,13 @@ class Current:
 
     @property
     def version(self) -> str:
-        """The version under which the run began."""
+        """The version under which the run, or its present generation, began."""
         return self._runtime.run.version
+
+    @property
+    def generation(self) -> int:
+        """How often the run has begun: 1, and one more with every `continue_as_new`."""
+        return self._runtime.run.generation
 
     @property
     def meta(self) -> Mapping[str, Any]:
@@ -221,8 +231,14 @@ class Current:
 
     @property
     def idempotency_key(self) -> str:
-        """A key that is the same on every attempt of this step, and no other step's."""
-        return f"{self.run_id}/{_require_step('idempotency_key').step_id}"
+        """A key that is the same on every attempt of this step, and no other step's.
+
+        The run's id and the step's, `o-1/charge#2`; from the second generation on (see
+        `continue_as_new`) with its number, `o-1/charge#2@2`.
+        """
+        key = f"{self.run_id}/{_require_step('idempotency_key').step_id}"
+        # Step ids hold no `/` and no `@`, so no two keys can be alike.
+        return key if self.generation == 1 else f"{key}@{self.generation}"
 
     @property
     def cancelled(self) -> Event:
@@ -391,6 +407,21 @@ def deprecate_patch(patch_id: str) -> None:
     """
     _require_body("deprecate_patch()")
     check_name(patch_id, what="a patch")
+
+
+def continue_as_new(*args: Any, **kwargs: Any) -> NoReturn:
+    """End this body and let the run begin anew with these arguments and an empty journal.
+
+    For runs that never end: it stays the same run, with its id, context and mailbox, in its next
+    generation. The newest registered code takes it. Steps, timers and waits that are open are
+    cancelled as when the body returns. What this raises is no `Exception`: let it pass.
+
+    Raises:
+        ValidationError: The arguments don't fit the workflow's signature, or can't be stored.
+        PayloadTooLarge: They are larger than may be stored.
+        InvalidState: This is not a workflow body.
+    """
+    _require_body("continue_as_new()").continue_as_new(args, kwargs)
 
 
 def set_context(**values: Any) -> None:

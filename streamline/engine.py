@@ -68,6 +68,8 @@ class Streamline(Engine):
         data: Where an embedded mongod keeps its data.
         payload_limit: How many bytes one payload may have: arguments, a result, a message.
         cache_size: How many parked runs stay in memory, to go on without a replay.
+        journal_warning: From how many entries on the journal of a run is warned of, in the log
+            and by the event `workflow:long-journal`; None for never.
         server_timeout: How long MongoDB may be away before a call fails.
         store: Where runs are kept, if not on MongoDB.
         payload_codec: What encrypts payloads before they are stored, such as `AesGcm`; every engine
@@ -85,6 +87,7 @@ class Streamline(Engine):
         data: Path | str = ".streamline",
         payload_limit: int = PAYLOAD_LIMIT,
         cache_size: int = 10_000,
+        journal_warning: int | None = 10_000,
         server_timeout: Duration = "10s",
         store: RunStore | None = None,
         payload_codec: PayloadCodec | None = None,
@@ -98,6 +101,7 @@ class Streamline(Engine):
         self._data = data
         self._payload_limit = payload_limit
         self._cache_size = cache_size
+        self._journal_warning = journal_warning
         self._server_timeout = to_timedelta(server_timeout)
         self._given_store = store
         self._payload_codec = payload_codec
@@ -215,6 +219,7 @@ class Streamline(Engine):
             # In memory a claim takes no time.
             ahead=timedelta() if isinstance(store, MemoryStore) else AHEAD,
             max_recoveries=MAX_RECOVERIES,
+            journal_warning=self._journal_warning,
         )
 
     async def _open_store(self) -> RunStore:

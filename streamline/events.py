@@ -31,6 +31,8 @@ EVENT_NAMES = frozenset(
         "workflow:paused",
         "workflow:recovered",
         "workflow:retry",
+        "workflow:continued",
+        "workflow:long-journal",
         "step:started",
         "step:completed",
         "step:failed",

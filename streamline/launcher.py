@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Annotated, Any
@@ -19,8 +18,8 @@ from streamline.ids import check_id, new_id
 from streamline.model import Claim, Run, Status
 from streamline.store import RunStore
 from streamline.worker import Worker
+from streamline.worker.identity import PYTHON
 
-PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 _MAX_INT = 2**63 - 1
 
 
@@ -169,7 +168,8 @@ def _claimed(run: Run, claim: Claim) -> Run:
 
 
 def _check_input(run: Run, stored: Run) -> None:
-    if (stored.input.args, stored.input.kwargs) != (run.input.args, run.input.kwargs):
+    first = stored.first_input
+    if (first.args, first.kwargs) != (run.input.args, run.input.kwargs):
         raise RunConflict(
             f"run {run.id!r} exists with another input; choose another id, or start it with the "
             "same arguments",

@@ -149,7 +149,8 @@ def workflow(
         fn: The body: asyncio code that does its I/O in steps.
         name: Its name in documents; the qualified name of the function by default.
         version: The version of the code; runs go on with the newest one that is registered.
-        timeout: How long a run may take in all, sleeps included; then it is failed.
+        timeout: How long a run may take in all, sleeps and all generations included; then it is
+            failed.
         retention: How long after its end a run's document is kept; for ever by default.
         attempts: Of its steps that don't say otherwise.
         step_timeout: Of its steps that don't say otherwise.

@@ -2,12 +2,13 @@
 
 from streamline.replay.commands import Command, SlotCommand, StepCommand, TimerCommand
 from streamline.replay.execution import CANCEL, Execution
-from streamline.replay.outcome import Cancelled, Failed, Outcome, Returned
+from streamline.replay.outcome import Cancelled, Continued, Failed, Outcome, Returned
 
 __all__ = [
     "CANCEL",
     "Cancelled",
     "Command",
+    "Continued",
     "Execution",
     "Failed",
     "Outcome",

@@ -12,12 +12,14 @@ class Deadline:
     """Cancels the main task when the time is up, and makes a TimeoutError of that.
 
     Args:
-        limit: How long the body may take in all.
+        limit: How long the run may take in all.
+        since: When it began, POSIX seconds; earlier than its body if it was continued as new.
         what: The run and its workflow, for the error.
     """
 
-    def __init__(self, limit: timedelta, what: str) -> None:
+    def __init__(self, limit: timedelta, since: float, what: str) -> None:
         self._limit = limit
+        self._since = since
         self._what = what
         self._passed = False
         self._task: asyncio.Task[Any] | None = None
@@ -26,7 +28,7 @@ class Deadline:
         """Await the body; raises TimeoutError if it was still at it."""
         self._task = asyncio.current_task()
         loop = asyncio.get_running_loop()
-        handle = loop.call_later(self._limit.total_seconds(), self.pass_)
+        handle = loop.call_at(self._since + self._limit.total_seconds(), self.pass_)
         try:
             return await body
         except asyncio.CancelledError:

@@ -15,7 +15,7 @@ import random
 from collections.abc import Coroutine, Iterable, Mapping
 from datetime import datetime, timedelta
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NoReturn
 
 from streamline.codec import Failure, decode, decode_exception, encode, type_reference
 from streamline.context import BodyRuntime, enter_runtime
@@ -31,12 +31,13 @@ from streamline.replay.commands import (
     is_sleep,
     timer_due,
 )
+from streamline.replay.continuing import ContinueAsNew, outcome_of
 from streamline.replay.deadline import Deadline
 from streamline.replay.divergence import answered, retyped
 from streamline.replay.eviction import Never
 from streamline.replay.forbidden import stuck_error
 from streamline.replay.loop import ReplayLoop
-from streamline.replay.outcome import Cancelled, Failed, Outcome, Returned
+from streamline.replay.outcome import Failed, Outcome
 
 _log = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ class Execution(BodyRuntime):
         self.cancel_reason: str | None = None
         self.step_errors: list[tuple[BaseException, Failure]] = []
         self._limit = limit
-        self._now = run.started_at or run.created_at
+        self._now = run.body_began_at
         self._loop = ReplayLoop(run.id, self, self._now.timestamp())  # type: ignore[abstract]
         self._counts: dict[str, int] = {}
         # By id(): a TimerHandle compares equal to another with the same time and callback.
@@ -77,9 +78,11 @@ class Execution(BodyRuntime):
         self._context: dict[str, Any] = copy.deepcopy(run.input.context)
         self._main: asyncio.Task[Any] | None = None
         what = f"run {run.id!r} of {workflow!r}"
-        self._deadline = None if workflow.timeout is None else Deadline(workflow.timeout, what)
+        since, limited = run.began_at.timestamp(), workflow.timeout
+        self._deadline = None if limited is None else Deadline(limited, since, what)
         self._deadline_id = ""
         self._outcome: Outcome | None = None
+        self._continued = False
         self._replaying = False
         self._rng: random.Random | None = None
         recorded = [*recorded]
@@ -183,12 +186,8 @@ class Execution(BodyRuntime):
         if not main.done():
             if not self.open or self.open.keys() == {self._deadline_id}:
                 self._outcome = Failed(stuck_error(self.run.id), stuck=True)
-        elif main.cancelled():
-            self._outcome = Cancelled()
-        elif (error := main.exception()) is not None:
-            self._outcome = Failed(error)
         else:
-            self._outcome = Returned(main.result())
+            self._outcome = outcome_of(main, self.run.id, called=self._continued)
 
     async def _body(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         body = self.workflow.fn(*args, **kwargs)
@@ -394,7 +393,9 @@ class Execution(BodyRuntime):
     @property
     def rng(self) -> random.Random:
         if self._rng is None:
-            self._rng = random.Random(self.run.id)
+            # No id holds a NUL: another run's seed is another.
+            later = "" if self.run.generation == 1 else f"\0{self.run.generation}"
+            self._rng = random.Random(self.run.id + later)
         return self._rng
 
     def patched(self, patch_id: str) -> bool:
@@ -403,3 +404,9 @@ class Execution(BodyRuntime):
             if not self.replaying:
                 self.new_patches.append(patch_id)
         return self._patches[patch_id]
+
+    def continue_as_new(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> NoReturn:
+        what = f"the arguments that run {self.run.id!r} of {self.run.workflow!r} continues with"
+        given = self.workflow.signature.encode_input(args, kwargs, what=what, limit=self._limit)
+        self._continued = True
+        raise ContinueAsNew(given)

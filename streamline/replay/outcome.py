@@ -6,6 +6,8 @@ from typing import Any, TypeAlias
 
 import msgspec
 
+from streamline.model import Input
+
 
 class Returned(msgspec.Struct, frozen=True):
     """It returned a value."""
@@ -24,4 +26,10 @@ class Cancelled(msgspec.Struct, frozen=True):
     """It let a cancel through."""
 
 
-Outcome: TypeAlias = Returned | Failed | Cancelled
+class Continued(msgspec.Struct, frozen=True):
+    """It called `continue_as_new`; the run begins anew with these arguments."""
+
+    given: Input
+
+
+Outcome: TypeAlias = Returned | Failed | Cancelled | Continued

@@ -54,6 +54,8 @@ class CrashPoint:
         return self._before and self._dies()
 
     def _after_commit(self, commit: Commit) -> bool:
+        if commit.continuation is not None:  # the next generation runs them again
+            self._recorded = {each for each in self._recorded if each[0] != commit.run_id}
         steps = (entry.id for entry in commit.entries if entry.kind is EntryKind.STEP)
         self._recorded.update((commit.run_id, step) for step in steps)
         return not self._before and self._dies()

@@ -1,6 +1,7 @@
 """Histories: runs as JSON, to be replayed against today's code.
 
-A history is the document of a run with its whole journal, in MongoDB's extended JSON. A replay does
+A history is the document of a run with its whole journal, in MongoDB's extended JSON; of a run that
+was continued as new, that of its present generation. A replay does
 what a worker does that takes the run over, but writes nothing and runs no step.
 """
 
@@ -16,7 +17,7 @@ from streamline.codec import decode_exception, encode
 from streamline.definitions import Workflow
 from streamline.errors import NonDeterminism
 from streamline.model import Entry, Run, Slot, Status
-from streamline.replay import Cancelled, Execution, Outcome, Returned, SlotCommand
+from streamline.replay import Cancelled, Continued, Execution, Outcome, Returned, SlotCommand
 from streamline.store.encoding import from_document, to_document
 
 _LIMIT = 16 * 1024 * 1024
@@ -28,9 +29,9 @@ class Replayed(msgspec.Struct, frozen=True, kw_only=True):
     """Where a replay ends."""
 
     ending: str | None
-    """`done`, `failed` or `cancelled`; None if the body goes on."""
+    """`done`, `failed`, `cancelled` or `continued`; None if the body goes on."""
     value: Any = None
-    """The encoded result, or the text of the error."""
+    """The encoded result, the text of the error, or `[args, kwargs]` to continue with."""
     open: tuple[str, ...] = ()
     """The ids of what the body waits for: steps, timers and messages."""
     awaiting: tuple[Slot, ...] = ()
@@ -106,6 +107,8 @@ def _ending(outcome: Outcome | None, flow: Workflow[..., Any]) -> tuple[str | No
         return None, None
     if isinstance(outcome, Cancelled):
         return "cancelled", None
+    if isinstance(outcome, Continued):
+        return "continued", [outcome.given.args, outcome.given.kwargs]
     if isinstance(outcome, Returned):
         return "done", encode(outcome.value, what=f"the result of {flow.name!r}", limit=_LIMIT)
     return "failed", str(outcome.error)

@@ -19,6 +19,7 @@ from streamline.clock import Alarm
 from streamline.definitions import Workflow
 from streamline.errors import LeaseLost, NonDeterminism, PayloadTooLarge, ServerUnavailable
 from streamline.model import Commit, CommitResult, EntryKind, MessageKind, Run, Status
+from streamline.worker import generations
 from streamline.worker.ending import Ending, fail
 from streamline.worker.guards import guards
 from streamline.worker.heartbeats import Heartbeats
@@ -56,6 +57,8 @@ class RunDriver:
         on_turn: Callable[[str | None], None],
     ) -> None:
         self.run: Run = run
+        self.continuing = False
+        """Whether a commit is on its way that raises the fence: only its result tells."""
         self.lease_until: datetime | None = None
         """When the claim runs out unless it is renewed; None where nothing tells."""
         self._workflow = workflow
@@ -220,9 +223,12 @@ class RunDriver:
                 # alone. Else a run that gets messages all the time would never get anywhere.
                 ending, status = None, Status.RUNNING
             starting = self._starting(session, status)
-            if self._must_commit(session, status, starting):
+            if ending is not None or self._must_commit(session, status, starting):
                 commit = self._build_commit(session, status, ending, starting)
                 if not await self._commit(session, commit) or crowded:
+                    continue
+                if commit.continuation is not None:
+                    await self._begin_anew()
                     continue
             if status is not Status.RUNNING:
                 return status
@@ -276,6 +282,15 @@ class RunDriver:
         self.evict()
         self._news.clear()
         self._board.facts.extendleft(reversed(facts))
+        await self._open(run)
+
+    async def _begin_anew(self) -> None:
+        """Go on with the next generation, by the newest code; what ran for the last one goes."""
+        self._board.cancel_all()
+        await asyncio.sleep(0)  # a body that awaits nothing would keep everybody else waiting
+        run = await self._reload()
+        self.evict()
+        self._workflow = self._services.registry.find_code(run.code)
         await self._open(run)
 
     async def _look_at_inbox(self) -> None:
@@ -355,8 +370,14 @@ class RunDriver:
             context=dict(session.body.context) if session.context_changed else None,
             archive=session.tail.to_archive(),
             journal_base=session.tail.base,
+            generation=self.run.generation,
         )
-        return commit if ending is None else self._ended(commit, ending, now)
+        if ending is None:
+            return commit
+        if ending.continues_with is not None:
+            newest = self._services.registry.find_code(self.run.code)
+            return generations.continued(commit, session, ending.continues_with, newest)
+        return self._ended(commit, ending, now)
 
     def _ended(self, commit: Commit, ending: Ending, now: datetime) -> Commit:
         keep = self.run.expire_after
@@ -382,7 +403,7 @@ class RunDriver:
             raise self._lease_lost()
         if result is CommitResult.INBOX_MOVED:
             self._crowded = True
-            if commit.entries or commit.consumed:
+            if session.unwritten or commit.consumed:
                 await self._rebuild(session)
             else:  # nothing was applied that isn't stored
                 session.refresh(await self._reload(journal=False))
@@ -391,7 +412,11 @@ class RunDriver:
         return True
 
     async def _write(self, commit: Commit) -> CommitResult:
-        return await self._persist(lambda: self._services.store.commit(commit))
+        self.continuing = commit.continuation is not None
+        try:
+            return await self._persist(lambda: self._services.store.commit(commit))
+        finally:
+            self.continuing = False
 
     async def _persist(self, verb: Callable[[], Awaitable[T]]) -> T:
         """Ask the store, through outages, for as long as the claim may hold.
@@ -409,6 +434,7 @@ class RunDriver:
 
     def _landed(self, session: Session, commit: Commit) -> None:
         self._crowded = self._crowded and commit.status is Status.RUNNING
+        entries = len(session.tail)
         session.tail.landed(len(commit.archive))
         session.inbox.taken.clear()
         self._beat_unseen = False
@@ -416,6 +442,10 @@ class RunDriver:
             session.awaiting = commit.awaiting
         self._note(commit)
         session.run = self.run
+        # At the one commit that passes it: once, whoever drives the run and however often.
+        limit = self._services.journal_warning
+        if limit is not None and commit.entries and entries < limit <= len(session.tail):
+            self._news.long_journal(len(session.tail), self.run, self._services.clock.now())
 
     def _note(self, commit: Commit) -> None:
         """Take in what the document says now, and tell of it."""
@@ -423,6 +453,7 @@ class RunDriver:
         self.run = msgspec.structs.replace(
             run,
             rev=commit.rev + 1,
+            fence=commit.next_fence,
             status=commit.status,
             context=run.context if commit.context is None else dict(commit.context),
             output=commit.output,

@@ -17,22 +17,28 @@ from streamline.errors import (
     StreamlineError,
     ValidationError,
 )
-from streamline.model import Run, Status
-from streamline.replay import Cancelled, Execution, Returned
+from streamline.model import Input, Run, Status
+from streamline.replay import Cancelled, Continued, Execution, Returned
 
 
 class Ending(msgspec.Struct, frozen=True, kw_only=True):
-    """The status, output and error that a run ends with. `error` is the live exception."""
+    """The status, output and error that a run ends with. `error` is the live exception.
+
+    With `continues_with`, only this generation ends; the next one begins with these arguments.
+    """
 
     status: Status
     output: Any = None
     failure: Failure | None = None
     error: BaseException | None = None
+    continues_with: Input | None = None
 
 
 def settle(execution: Execution, run: Run, workflow: Workflow[..., Any], limit: int) -> Ending:
-    """Return how a run ends whose body has an outcome."""
+    """Return how a run ends, or this generation of it, whose body has an outcome."""
     outcome = execution.outcome
+    if isinstance(outcome, Continued):
+        return Ending(status=Status.RUNNING, continues_with=outcome.given)
     if isinstance(outcome, Cancelled):
         return cancelled(run, execution.cancel_reason)
     if isinstance(outcome, Returned):

@@ -11,10 +11,13 @@ import functools
 import itertools
 import os
 import socket
+import sys
 from pathlib import Path
 
 import msgspec
 
+PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+"""The minor version of Python that this process runs: runs note under which they began."""
 _numbers = itertools.count(1)
 
 

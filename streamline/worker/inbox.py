@@ -48,6 +48,10 @@ class Inbox:
         self.taken.extend(pause.id for pause in pauses)
         self._messages = [m for m in self._messages if m not in pauses]
 
+    def all_of(self, kind: MessageKind) -> list[Message]:
+        """Return all messages of a kind, and leave them there."""
+        return [message for message in self._messages if message.kind is kind]
+
     def find(self, kind: MessageKind) -> Message | None:
         """Return the first message of a kind, and leave it there."""
         return next((message for message in self._messages if message.kind is kind), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from datetime import datetime
 from typing import Any
 
@@ -16,6 +17,9 @@ _OF_STATUS = {
     Status.PAUSED: "workflow:paused",
     Status.WAITING: "workflow:waiting",
 }
+
+
+_log = logging.getLogger(__name__)
 
 
 class News:
@@ -40,14 +44,36 @@ class News:
     def of_commit(self, commit: Commit, run: Run, now: datetime) -> None:
         """Gather what a commit's status tells."""
         name = _OF_STATUS.get(commit.status)
+        data: Any = commit.output if commit.status is Status.DONE else None
+        if commit.continuation is not None:
+            name, data = "workflow:continued", commit.continuation.generation
         if name is not None and self._events.heard:
             error = None if commit.error is None else decode_exception(commit.error, run_id=run.id)
-            data: Any = commit.output if commit.status is Status.DONE else None
             self._gathered.append(
                 Event(
                     name=name, at=now, run_id=run.id, workflow=run.workflow, error=error, data=data
                 )
             )
+
+    def long_journal(self, entries: int, run: Run, now: datetime) -> None:
+        """Warn of a journal that has grown to so many entries."""
+        _log.warning(
+            "run %r of workflow %r has a journal of %d entries, and is replayed from all of them "
+            "when another worker takes it over; let the workflow call continue_as_new() before it "
+            "comes to that",
+            run.id,
+            run.workflow,
+            entries,
+        )
+        self._events.emit(
+            Event(
+                name="workflow:long-journal",
+                at=now,
+                run_id=run.id,
+                workflow=run.workflow,
+                data=entries,
+            )
+        )
 
     def engine_error(self, error: Exception, run: Run, now: datetime) -> None:
         """Tell at once of something that went wrong around a run."""

@@ -29,6 +29,8 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
     """How long before its timer a parked run is claimed; less than `hold`, or it parked again."""
     max_recoveries: int
     """How often a claim may go stale without progress before the run is failed."""
+    journal_warning: int | None = None
+    """From how many entries on a journal is warned of; None for never."""
     threads: Executor | None = None
     """Where steps that are plain functions run; the worker makes it."""
     replace_step: Callable[[Step[..., object]], Step[..., object]] | None = None

@@ -7,6 +7,7 @@ away and builds another from what is stored.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any
@@ -31,6 +32,8 @@ from streamline.worker.services import Services
 from streamline.worker.steps import StepBoard
 from streamline.worker.tail import JournalTail
 
+KEPT_IDS = 1000
+"""How many ids of taken messages outlive `continue_as_new`, so that a repeated one counts once."""
 MAX_COMMIT_BYTES = 4 * 1024 * 1024
 """Facts beyond this wait for the next commit, so that a document's room is never overrun."""
 
@@ -72,7 +75,11 @@ class Session:
         self._board = board
         self._news = news
         self._on_turn = on_turn
-        self._floor = recorded[-1].at if recorded else run.started_at or run.created_at
+        self._floor = recorded[-1].at if recorded else run.body_began_at
+        taken = (entry.message for entry in recorded if entry.message is not None)
+        earlier = () if run.past is None else run.past.taken
+        self.message_ids = deque([*earlier, *taken], KEPT_IDS)
+        """The ids of the last messages taken, those of earlier generations included."""
         self._forced: Ending | None = None
         if run.recoveries > services.max_recoveries:
             self._forced = poisoned(run)
@@ -97,7 +104,7 @@ class Session:
     def _replay(self, recorded: list[Entry]) -> None:
         self._on_turn(self.run.id)
         try:
-            self.body.start(replaying=self.run.rev > 0)
+            self.body.start(replaying=self.run.rev > self.run.body_began_rev)
             self.body.replay(recorded)
         except ValidationError as error:  # an input that can't be read fails the run at once
             self._forced = fail(error, self.run, self.body)
@@ -148,10 +155,11 @@ class Session:
         if taken is None:
             return None
         message, slot = taken
+        self.message_ids.append(message.id)
         return self._entry(
             CANCEL if slot is None else slot.id,
             EntryKind.MESSAGE,
-            self._now(),
+            self.now(),
             value=message.payload,
             message=message.id,
         )
@@ -171,7 +179,7 @@ class Session:
         if not timers:
             return None
         first = min(timers, key=lambda timer: timer.due)
-        now = self._now()
+        now = self.now()
         if first.due > now:
             return None
         return self._entry(first.id, EntryKind.TIMER, now)
@@ -179,7 +187,8 @@ class Session:
     def _entry(self, id_: str, kind: EntryKind, at: datetime, **fields: Any) -> Entry:
         return Entry(id=id_, kind=kind, at=at, fence=self.run.fence, **fields)
 
-    def _now(self) -> datetime:
+    def now(self) -> datetime:
+        """Return the time; it doesn't go back within a run."""
         return max(self._services.clock.now(), self._floor)
 
     def _take_commands(self, failures: dict[str, list[Entry]]) -> None:
@@ -219,7 +228,7 @@ class Session:
         return self._forced is not None
 
     def ending(self) -> Ending | None:
-        """Return how the run ends, if it does."""
+        """Return how the run ends, or this generation of it, if it does."""
         if self._forced is not None:
             return self._forced
         if self.body.outcome is None or self._winding_up:

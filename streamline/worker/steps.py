@@ -219,6 +219,8 @@ class StepBoard:
         )
 
     def _beat(self, state: StepState, details: Any) -> None:
+        if self._states.get(state.command.id) is not state:
+            return  # from a thread, after the step was called off; another may have its id by now
         state.heartbeat = details
         self._on_heartbeat(state.command.id, details)
 

@@ -24,6 +24,10 @@ class JournalTail:
         self.pending_bytes: int = 0
         self._stored_bytes = sum(size_of(entry) for entry in self.stored)
 
+    def __len__(self) -> int:
+        """Return how many entries are stored, the archived ones included."""
+        return self.base + len(self.stored)
+
     def append(self, entry: Entry) -> None:
         """Add an entry that is applied and waits for its commit."""
         self.pending.append(entry)

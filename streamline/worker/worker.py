@@ -156,8 +156,10 @@ class Worker:
         for run_id in renewal.lost:
             driver = self._drivers.get(run_id)
             # A run may have been parked and claimed again since: that claim is not the lost one.
-            if driver is not None and driver.fence == asked[run_id]:
-                driver.lose()
+            # Nor may one be whose own commit is raising its fence: what becomes of that tells.
+            if driver is None or driver.fence != asked[run_id] or driver.continuing:
+                continue
+            driver.lose()
         for run_id, inbox_seq in renewal.inbox_seq.items():
             driver = self._drivers.get(run_id)
             if driver is not None and driver.fence == asked[run_id] and self._threaded:

@@ -18,6 +18,7 @@ from streamline import (
     Registry,
     RunHandle,
     Status,
+    continue_as_new,
     current,
     now,
     patched,
@@ -297,3 +298,27 @@ async def chance() -> list[Any]:
 @recorded(chance)
 async def _(env: Environment) -> RunHandle[Any]:
     return await chance.options(id="history-chance", context={"count": 5}).start()
+
+
+# -- renewed: the third generation of a run that continues as new ----------------------------------
+
+
+@workflow(name="renewed", timeout="30d", registry=registry)
+async def renewed(generations: int, seen: list[Any]) -> list[Any]:
+    facts = [current().generation, patched("change"), str(uuid4()), random(), now().isoformat()]
+    receipt = await charge(Order("o-1", generations, now()))
+    set_context(**{f"generation{current().generation}": receipt.order.total})
+    mail = await receive("mail", type=str)
+    await asyncio.sleep(3600)
+    seen = [*seen, facts, mail, receipt.order.due.isoformat()]
+    if generations > 1:
+        continue_as_new(generations - 1, seen=seen)
+    return [*seen, str(sorted(current().context.items()))]
+
+
+@recorded(renewed)
+async def _(env: Environment) -> RunHandle[Any]:
+    handle = await renewed.options(id="history-renewed", context={"given": 1}).start(3, [])
+    for number in range(3):
+        await handle.send("mail", f"letter {number}", id=f"m{number}")
+    return handle

@@ -18,6 +18,7 @@ from streamline import (
     RunFailed,
     Streamline,
     WorkflowRun,
+    continue_as_new,
     current,
     heartbeat,
     receive,
@@ -63,6 +64,16 @@ async def telling(text: str, *, to: str) -> list[Any]:
         await short(f"{text} {number}")
     last = await wait("And now?", name="last")
     return [told, mail, answer, last]
+
+
+@workflow(registry=registry)
+async def renewing(text: str, generations: int) -> str:
+    for number in range(210):
+        await short(f"{text} {number}")
+    await receive("mail", type=str)
+    if generations > 1:
+        continue_as_new(text, generations - 1)
+    return text
 
 
 @step(registry=registry)
@@ -127,6 +138,17 @@ async def test_no_payload_can_be_read_in_the_database(engine: Streamline, raw: A
     await run.resume(MARK)
     told = {"text": MARK, "to": f"{MARK}!"}
     assert await run.result(SECONDS) == [told, f"letter {MARK}", f"yes {MARK}", MARK]
+    await _check_unreadable(raw)
+
+
+async def test_nothing_can_be_read_of_a_run_that_continues_as_new(
+    engine: Streamline, raw: Any
+) -> None:
+    run = await engine.start_run(renewing, MARK, 2)
+    for _ in range(2):
+        await run.send("mail", f"letter {MARK}")
+    assert await run.result(SECONDS) == MARK
+    assert (await raw.workflow_runs.find_one({"_id": run.id}))["generation"] == 2
     await _check_unreadable(raw)
 
 

@@ -17,6 +17,7 @@ from streamline import (
     Streamline,
     Workflow,
     WorkflowRun,
+    continue_as_new,
     receive,
     step,
     wait,
@@ -79,6 +80,13 @@ async def waiting() -> int:
     assert_type(await wait("Please approve", type=Receipt), Receipt)
     assert_type(await receive("orders", type=Order, timeout="1h"), Order)
     return 1
+
+
+@workflow
+async def looping(order: Order) -> str:
+    if order.total:
+        return order.id
+    continue_as_new(order)  # never returns, so nothing is missing here
 
 
 async def callers() -> None:

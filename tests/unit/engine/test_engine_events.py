@@ -14,6 +14,7 @@ from streamline import (
     ServerUnavailable,
     Status,
     Streamline,
+    continue_as_new,
     current,
     receive,
     sleep,
@@ -353,6 +354,28 @@ async def test_a_commit_whose_reply_was_lost_is_applied_once(world, quick_retrie
         handle = await flow.options(engine=engine).start()
         assert await handle.result(SECONDS) == [1, 2]
         assert [entry.id for entry in (await handle.get()).journal] == ["work", "work#2"]
+
+
+async def test_a_continuation_whose_reply_was_lost_is_applied_once(world, quick_retries):
+    """Behaviour 29"""
+
+    @world.step(name="work")
+    async def work() -> int:
+        return current().generation
+
+    @world.workflow
+    async def flow(got: list[int]) -> list[int]:
+        got.append(await work())
+        if len(got) < 3:
+            continue_as_new(got)
+        return got
+
+    store = FailingStore()
+    async with Streamline(store=store, registry=world.registry) as engine:
+        store.lose_replies = 5
+        handle = await flow.options(engine=engine).start([])
+        assert await handle.result(SECONDS) == [1, 2, 3]
+        assert (await handle.get()).generation == 3
 
 
 async def test_health_tells_of_claims_cache_and_polls(world):

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 from random_workflows import ORDERED, UNORDERED, Body, Failed, Tree, trees
 
-from streamline import NonRetryable, RunAlreadyCompleted, current
+from streamline import NonRetryable, RunAlreadyCompleted, continue_as_new, current
 from streamline.model import Commit, Entry, EntryKind, Run
 from streamline.replay import Execution
 from streamline.replay.outcome import Returned
@@ -40,13 +40,22 @@ class Trial:
         tree: What the body runs.
         seed: Decides in which order steps end.
         crashes: (number of the commit, whether before it) at which the worker dies.
+        generations: How often the body runs the tree, continuing as new in between.
     """
 
-    def __init__(self, tree: Tree, seed: int, crashes: frozenset[tuple[int, bool]]) -> None:
+    def __init__(
+        self,
+        tree: Tree,
+        seed: int,
+        crashes: frozenset[tuple[int, bool]],
+        generations: int = 1,
+    ) -> None:
         self.world = World()
         self.recorded: set[str] = set()
         self.violations: list[str] = []
         self.commits = 0
+        self.sent: set[str] = set()
+        self._generations = generations
         self._tree = tree
         self._random = random.Random(seed)
         self._crashes = crashes
@@ -80,8 +89,11 @@ class Trial:
             raise NonRetryable(f"doomed {value}")
 
         @world.workflow(name="flow")
-        async def flow() -> Any:
-            return await Body(work, flaky, doomed).safely(self._tree)
+        async def flow(*earlier: Any) -> Any:
+            value = await Body(work, flaky, doomed).safely(self._tree)
+            if len(earlier) + 1 < self._generations:
+                continue_as_new(*earlier, value)
+            return [*earlier, value] if earlier else value
 
         return flow
 
@@ -90,6 +102,8 @@ class Trial:
         return self._dies(True)
 
     def _after(self, commit: Commit) -> bool:
+        if commit.continuation is not None:
+            self.recorded.clear()  # the next generation has the same ids
         self.recorded.update(e.id for e in commit.entries if e.kind is EntryKind.STEP)
         return self._dies(False)
 
@@ -128,6 +142,7 @@ class Trial:
             try:
                 # Twice, as a sender does whose first try got no answer.
                 await handle.send("ab"[number % 2], number, id=f"m{number}")
+                self.sent.add(f"m{number}")
                 await handle.send("ab"[number % 2], number, id=f"m{number}")
             except RunAlreadyCompleted:
                 return
@@ -149,6 +164,12 @@ class Trial:
             assert taken == sorted(taken), "messages were taken out of order"
         waiting = {message.id for message in run.inbox}
         assert not waiting & set(messages), "a message was taken and left"
+        before = [] if run.past is None else run.past.taken
+        everywhere = [*before, *messages, *waiting]
+        assert len(everywhere) == len(set(everywhere)), "a message counted twice"
+        assert self.sent <= set(everywhere), "an acknowledged message was lost"
+        for numbers in ([id_ for id_ in before if int(id_[1:]) % 2 == odd] for odd in (0, 1)):
+            assert numbers == sorted(numbers), "messages were taken out of order"
         assert [e.at for e in journal] == sorted(e.at for e in journal)
 
 
@@ -156,8 +177,10 @@ def _plain(value: Any) -> Any:
     return json.loads(json.dumps(value))
 
 
-def run_trial(tree: Tree, seed: int, crashes: frozenset[tuple[int, bool]]) -> tuple[Trial, Run]:
-    trial = Trial(tree, seed, crashes)
+def run_trial(
+    tree: Tree, seed: int, crashes: frozenset[tuple[int, bool]], generations: int = 1
+) -> tuple[Trial, Run]:
+    trial = Trial(tree, seed, crashes, generations)
     with asyncio.Runner() as runner:
         run = runner.run(trial.run())
     return trial, run
@@ -184,6 +207,23 @@ def test_crashes_and_orders_change_no_ordered_workflow(tree, seed, other, crashe
 def test_crashed_races_replay_to_what_was_stored(tree, seed, crashes):
     """Promises 1, 2 and 4; behaviours 10, 24, 26: the journal tells the outcome, once each."""
     run_trial(tree, seed, crashes)
+
+
+@given(tree=trees(ORDERED, 5), seed=seeds, other=seeds, crashes=crash_points)
+@settings(_profile)
+def test_crashes_change_nothing_of_a_run_that_continues_as_new(tree, seed, other, crashes):
+    """Promises 1 and 4: each generation has the same value, whatever dies between them."""
+    _, expected = run_trial(tree, seed, frozenset(), 3)
+    _, run = run_trial(tree, other, crashes, 3)
+    assert _plain(run.output) == _plain(expected.output)
+    assert (run.generation, run.context) == (3, expected.context)
+
+
+@given(tree=trees(ORDERED + UNORDERED, 5), seed=seeds, crashes=crash_points)
+@settings(_profile)
+def test_no_message_is_lost_or_doubled_by_continuing_as_new(tree, seed, crashes):
+    """Promises 2 and 4: whatever ends, is cancelled or dies between two generations."""
+    run_trial(tree, seed, crashes, 3)
 
 
 @given(tree=trees(ORDERED + UNORDERED, 6), seed=seeds, at=st.integers(0, 30))
@@ -213,11 +253,16 @@ def test_a_cancel_at_any_moment_ends_the_run_or_comes_too_late(tree, seed, at):
 takeovers = st.frozensets(st.tuples(st.integers(1, 8), st.booleans()), max_size=3)
 
 
-@given(tree=trees(ORDERED + UNORDERED, 6), seed=seeds, moments=takeovers)
+@given(
+    tree=trees(ORDERED + UNORDERED, 6),
+    seed=seeds,
+    moments=takeovers,
+    generations=st.integers(1, 2),
+)
 @settings(_profile)
-def test_a_run_taken_from_a_living_owner_stays_one_run(tree, seed, moments):
+def test_a_run_taken_from_a_living_owner_stays_one_run(tree, seed, moments, generations):
     """Promises 1 and 3; behaviours 3, 4, 35: the old owner goes on, and writes nothing."""
-    trial = Trial(tree, seed, frozenset())
+    trial = Trial(tree, seed, frozenset(), generations)
     world = trial.world
 
     def seize(before: bool) -> Any:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import AsyncIterator
 from typing import Any
 
+import bson
 import pytest
 
 from streamline import (
     AesGcm,
     PayloadCodec,
     Registry,
+    RunConflict,
     RunFailed,
     Status,
     Streamline,
     ValidationError,
+    continue_as_new,
+    receive,
+    set_context,
 )
 from streamline import step as step_
 from streamline import workflow as workflow_
@@ -317,6 +323,16 @@ async def echoing(text: str) -> str:
     return await shout(text)
 
 
+@workflow_(registry=registry)
+async def renewing(text: str, generations: int = 2) -> str:
+    await receive("go")
+    shouted = await shout(text)
+    set_context(said=shouted)
+    if generations > 1:
+        continue_as_new(shouted, generations - 1)
+    return shouted
+
+
 def engine(data: MemoryData, sealing: PayloadCodec | None, *, worker: bool = True) -> Streamline:
     store = MemoryStore(data=data)
     return Streamline(store=store, registry=registry, payload_codec=sealing, worker=worker)
@@ -363,3 +379,42 @@ async def test_a_run_set_aside_for_want_of_its_key_is_retried_with_it(
     await client.handle(run.id).retry()
     async with engine(data, codec()):
         assert await run.result(10) == "HELLO"
+
+
+async def test_a_run_that_continues_as_new_stays_sealed(data: MemoryData) -> None:
+    async with engine(data, codec(seal_context=True)) as sealed:
+        run = await sealed.start_run(renewing, SECRET)
+        await run.send("go")
+        await _generation(data, run.id, 2)
+        document = data.get(run.id)
+        assert document is not None
+        assert SECRET.lower().encode() not in bson.encode(document).lower()
+        assert document["code"] == "sealed/renewing"
+        # With what it was started, not with what it goes on with.
+        await renewing.options(id=run.id, engine=sealed).start(SECRET)
+        with pytest.raises(RunConflict):
+            await renewing.options(id=run.id, engine=sealed).start(SECRET.upper(), 1)
+        await run.send("go")
+        assert await run.result(5) == SECRET.upper()
+
+
+async def test_a_plain_run_that_continues_as_new_is_sealed_from_then_on(data: MemoryData) -> None:
+    async with engine(data, None) as plainly:
+        run_id = (await plainly.start_run(renewing, SECRET)).id
+    async with engine(data, codec(accept_plain=True)) as sealed:
+        run = sealed.handle(run_id)
+        await run.send("go")
+        await _generation(data, run_id, 2)
+        document = data.get(run_id)
+        assert document is not None
+        assert document["code"] == "sealed/renewing"
+        assert SECRET.encode() not in bson.encode({"both": [document["input"], document["past"]]})
+        await run.send("go")
+        assert await run.result(5) == SECRET.upper()
+        assert (await run.get()).past.input.args == [SECRET]
+
+
+async def _generation(data: MemoryData, run_id: str, generation: int) -> None:
+    async with asyncio.timeout(5):
+        while (data.get(run_id) or {}).get("generation", 1) < generation:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
