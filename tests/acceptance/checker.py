@@ -28,10 +28,11 @@ class Evidence(msgspec.Struct, frozen=True):
 
     @property
     def executions(self) -> dict[tuple[str, str], list[Document]]:
-        """(run id, step id) -> the executions of that step."""
+        """(run id, step id) -> the executions of that step in the run's present generation."""
         found: dict[tuple[str, str], list[Document]] = defaultdict(list)
         for effect in self.effects:
-            if effect["kind"] == "start":
+            generation = self.runs.get(effect["run"], {}).get("generation", 1)
+            if effect["kind"] == "start" and effect.get("generation", 1) == generation:
                 found[effect["run"], effect["step"]].append(effect)
         return found
 

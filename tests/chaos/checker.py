@@ -191,8 +191,14 @@ def starts(findings: Findings) -> Iterator[str]:
         run = findings.evidence.runs.get(call.run)
         if run is None:
             yield f"{call.run}: its start was acknowledged, and it isn't there: {call}"
-        elif run["input"]["args"] != [call.facts["seed"]]:
-            yield f"{call.run}: has the input {run['input']}, was started with {call}"
+        elif _given(run) != [call.facts["seed"]]:
+            yield f"{call.run}: has the input {_given(run)}, was started with {call}"
+
+
+def _given(run: Document) -> list[Any]:
+    """The arguments with which a run was started, whatever it went on with since."""
+    given: list[Any] = run.get("past", run)["input"]["args"]
+    return given
 
 
 def messages(findings: Findings) -> Iterator[str]:
@@ -215,19 +221,24 @@ def _found(findings: Findings, run: str, facts: dict[str, Any]) -> int:
     id_, payload = facts.get("message"), facts["payload"]
     entries = [e for e in findings.journal(run) if e["kind"] == "message"]
     taken = sum(e["message"] == id_ if id_ else e.get("value") == payload for e in entries)
+    taken += _taken_before(findings.evidence.runs.get(run, {})).count(id_)
     inbox = findings.evidence.runs.get(run, {}).get("inbox", ())
     return taken + sum(m["id"] == id_ if id_ else m.get("payload") == payload for m in inbox)
 
 
+def _taken_before(run: Document) -> list[str]:
+    """The ids of the messages that earlier generations of a run took."""
+    taken: list[str] = run.get("past", {}).get("taken", [])
+    return taken
+
+
 def order(findings: Findings) -> Iterator[str]:
     """Messages of one channel were taken in the order in which they were acknowledged."""
-    for run in findings.runs("mailing"):
+    for run in findings.runs("mailing", "renewing"):
+        entries = [e for e in findings.journal(run["_id"]) if e["kind"] == "message"]
+        ids = [*_taken_before(run), *(entry["message"] for entry in entries)]
         for channel in flows.MAILS:
-            taken = [
-                entry["message"]
-                for entry in findings.journal(run["_id"])
-                if entry["kind"] == "message" and entry["message"].startswith(f"{channel}-")
-            ]
+            taken = [id_ for id_ in ids if id_.startswith(f"{channel}-")]
             if taken != sorted(taken):
                 yield f"{run['_id']}: taken out of order: {taken}"
 
@@ -330,7 +341,7 @@ def results(findings: Findings) -> Iterator[str]:
 
 
 def _judge(findings: Findings, run: Document, value: Any, what: str) -> Iterator[str]:
-    seed = run["input"]["args"][0]
+    seed = _given(run)[0]
     wanted = _wanted(findings, run["_id"], run["workflow"], seed)
     if value not in wanted:
         yield f"{run['_id']}: {what} {value} instead of one of {wanted[:5]}"
@@ -501,5 +512,5 @@ def summarize(findings: Findings) -> str:
 
 
 def _repeated(begun: list[Document]) -> int:
-    counts = Counter((row["run"], row["step"], row["attempt"]) for row in begun)
+    counts = Counter((row["run"], row["generation"], row["step"], row["attempt"]) for row in begun)
     return sum(count - 1 for count in counts.values())

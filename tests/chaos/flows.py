@@ -20,6 +20,7 @@ from tenacity import wait_fixed
 from streamline import (
     NonRetryable,
     Registry,
+    continue_as_new,
     current,
     heartbeat,
     now,
@@ -59,6 +60,7 @@ class Place:
             kind=kind,
             run=here.run_id,
             step=here.step_id,
+            generation=here.generation,
             attempt=here.attempt,
             idempotency_key=here.idempotency_key,
             fence=_require_step("effect").run.fence,
@@ -238,6 +240,35 @@ def mailed(seed: int, approval: int) -> Sum:
     return Sum([*mails, approval, work_of(seed + approval)])
 
 
+@workflow(registry=registry)
+async def renewing(seed: int, values: list[int] | None = None) -> Sum:
+    """Take one message in each generation, from the channels in turn."""
+    values = values or []
+    sides = asyncio.gather(work(seed), _twice(seed))
+    mail = await receive(CHANNELS[current().generation - 1], type=int)
+    await sides
+    values = [*values, (await work(mail)).value]
+    if len(values) < len(CHANNELS):
+        left_behind = asyncio.create_task(slow(seed))
+        await asyncio.sleep(0.02)
+        assert not left_behind.done()
+        continue_as_new(seed, values=values)
+    return Sum(values)
+
+
+CHANNELS = ("mail", "aside", "mail", "aside", "mail")
+"""What each generation of `renewing` takes a message of."""
+
+
+def renewed(seed: int) -> Sum:
+    """Return what `renewing` must come to."""
+    values = []
+    for generation, channel in enumerate(CHANNELS):
+        index = CHANNELS[:generation].count(channel)
+        values.append(work_of(mail_of(seed, channel, index)))
+    return Sum(values)
+
+
 NOTHING = -1
 
 
@@ -351,6 +382,7 @@ EXPECTED: dict[str, Callable[[int], Sum]] = {
     "guarded": guarded_of,
     "brittle": lambda seed: Sum([work_of(work_of(seed))]),
     "long": long_of,
+    "renewing": renewed,
     "plodding": plodded,
 }
 """Workflow -> what it must come to, where the input alone says so; the checker knows the others."""

@@ -75,7 +75,7 @@ class Operation(msgspec.Struct, frozen=True):
 
 
 async def send_mails(life: Life, rng: random.Random) -> None:
-    """Send what `mailing` takes, in order within each channel, some of it twice."""
+    """Send what `mailing` and `renewing` take, in order within each channel, some of it twice."""
 
     async def fill(channel: str) -> None:
         for index in range(flows.MAILS[channel]):
@@ -183,7 +183,7 @@ async def mend(life: Life, rng: random.Random) -> None:
 
 
 OPERATIONS: dict[str, Operation] = {
-    "send_mails": Operation(send_mails, flows=("mailing",)),
+    "send_mails": Operation(send_mails, flows=("mailing", "renewing")),
     "approve": Operation(approve, flows=("mailing",)),
     "send_once": Operation(send_once, chance=0.7, flows=("racing",), within=1.5),
     "hurry": Operation(hurry, chance=0.7, flows=("racing",), within=1.0),
@@ -204,6 +204,7 @@ FLOWS: dict[str, float] = {
     "mailing": 5,
     "racing": 3,
     "guarded": 3,
+    "renewing": 3,
     "brittle": 2,
     "sparing": 1,
     "long": 0.3,

@@ -160,7 +160,7 @@ class _Closer:
         handle = self._engine.handle(run["_id"])
         if run["status"] == "paused":
             await self._history.tell("unpause", handle.id, handle.unpause)
-        if run["workflow"] != "mailing":
+        if run["workflow"] not in ("mailing", "renewing"):
             return
         if handle.id not in self._sent:
             await self._send_all(handle, run["input"]["args"][0])

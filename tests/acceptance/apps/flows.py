@@ -20,7 +20,16 @@ from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.errors import DuplicateKeyError, PyMongoError
 from tenacity import wait_fixed
 
-from streamline import Registry, current, heartbeat, receive, step, wait, workflow
+from streamline import (
+    Registry,
+    continue_as_new,
+    current,
+    heartbeat,
+    receive,
+    step,
+    wait,
+    workflow,
+)
 
 EFFECTS = "effects"
 registry = Registry()
@@ -59,6 +68,7 @@ class Effects:
             "_id": str(ObjectId()),
             "kind": kind,
             "run": here.run_id,
+            "generation": here.generation,
             "step": here.step_id,
             "attempt": here.attempt,
             "idempotency_key": here.idempotency_key,
@@ -147,6 +157,30 @@ def expected(seed: int, mails: list[int], approval: int) -> Result:
     branches = [_work(_work(seed + 10 * index)) for index in range(3)]
     total += _work(seed) + _work(_work(seed + 100))
     return Result(total, branches, mails, approval, _work(total + approval))
+
+
+@workflow(registry=registry)
+async def renewing(
+    generations: int, mails: list[int] | None = None, total: int = 0
+) -> tuple[list[int], int]:
+    """Go round a loop of steps and messages, beginning anew each time."""
+    mails = [*(mails or []), await receive("mail", type=int), await receive("mail", type=int)]
+    for done in await asyncio.gather(work(mails[-2]), work(mails[-1])):
+        total += done.value
+    await asyncio.sleep(0.02)
+    total += (await work(total)).value
+    if generations > 1:
+        continue_as_new(generations - 1, mails, total)
+    return mails, total
+
+
+def renewed(generations: int) -> tuple[list[int], int]:
+    """Return what `renewing` must come to with mails that are numbered from 0."""
+    total = 0
+    for mail in range(0, 2 * generations, 2):
+        total += _work(mail) + _work(mail + 1)
+        total += _work(total)
+    return list(range(2 * generations)), total
 
 
 @step(registry=registry)
