@@ -57,7 +57,7 @@ class RunDriver:
         on_turn: Callable[[str | None], None],
     ) -> None:
         self.run: Run = run
-        self.continuing = False
+        self.continuing: bool = False
         """Whether a commit is on its way that raises the fence: only its result tells."""
         self.lease_until: datetime | None = None
         """When the claim runs out unless it is renewed; None where nothing tells."""

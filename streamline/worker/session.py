@@ -78,7 +78,7 @@ class Session:
         self._floor = recorded[-1].at if recorded else run.body_began_at
         taken = (entry.message for entry in recorded if entry.message is not None)
         earlier = () if run.past is None else run.past.taken
-        self.message_ids = deque([*earlier, *taken], KEPT_IDS)
+        self.message_ids: deque[str] = deque([*earlier, *taken], KEPT_IDS)
         """The ids of the last messages taken, those of earlier generations included."""
         self._forced: Ending | None = None
         if run.recoveries > services.max_recoveries:
