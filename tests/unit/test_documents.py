@@ -18,6 +18,7 @@ from streamline.documents import (
     RunFailure,
     RunInput,
     RunMessage,
+    RunPast,
     RunSlot,
     WorkflowRun,
 )
@@ -28,6 +29,7 @@ from streamline.model import (
     Input,
     Message,
     MessageKind,
+    Past,
     Run,
     Slot,
     SlotKind,
@@ -42,6 +44,7 @@ MIRRORS: dict[type[msgspec.Struct], type[BaseModel]] = {
     Message: RunMessage,
     Slot: RunSlot,
     Attempt: RunAttempt,
+    Past: RunPast,
 }
 BEANIES = {"revision_id"}
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
@@ -168,6 +171,8 @@ def test_a_document_shows_each_field_of_a_run() -> None:
         ended_at=NOW,
         expire_after=9.0,
         expire_at=NOW,
+        generation=2,
+        past=Past(input=Input(args=["first"]), at=NOW, rev=3, taken=["m"]),
     )
     unset = [
         field.name
