@@ -1,1 +1,1 @@
-"""Benchmarks of streamline next to the raw driver, on one mongod, in one run."""
+"""Benchmarks of streamline next to the raw driver, and to DBOS, in one run on one machine."""

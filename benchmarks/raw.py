@@ -2,86 +2,93 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 import uuid
-from typing import Any
+from typing import Any, Self
 
 from pymongo import AsyncMongoClient, InsertOne, UpdateOne, WriteConcern
 from pymongo.asynchronous.collection import AsyncCollection
 
-from benchmarks.measure import median
+from benchmarks import samples
+from benchmarks.samples import Sample
+
+_DATABASE = "bench_raw"
+_SEQUENCE = 11
+_STEPS = 5
 
 
 class RawDriver:
-    """Majority updates of documents like those that runs have.
+    """Majority updates that are the engine's own, without an engine: see `samples`.
+
+    They go to a collection with the engine's indexes, by PyMongo's usual calls.
 
     Args:
         uri: The server.
     """
 
     def __init__(self, uri: str) -> None:
+        self._uri = uri
         self._client: AsyncMongoClient[dict[str, Any]] = AsyncMongoClient(uri)
-        database = self._client.get_database("bench_raw")
-        self._runs: AsyncCollection[dict[str, Any]] = database.get_collection(
-            "runs", write_concern=WriteConcern("majority")
-        )
+        # What a write of PyMongo costs by default, and what it costs without being retryable.
+        self._bare: AsyncMongoClient[dict[str, Any]] = AsyncMongoClient(uri, retryWrites=False)
+        self._sequence: Sample
+        self._steps: Sample
+
+    async def start(self) -> Self:
+        """Record what the engine writes, and warm up."""
+        self._sequence = await samples.record(self._uri, _DATABASE, _SEQUENCE)
+        self._steps = await samples.record(self._uri, _DATABASE, _STEPS)
+        for _ in range(20):
+            await self.sequence()
+        await self.bulk(50, 10)
+        await self.bulk(50, 10, retryable=False)
+        return self
 
     async def close(self) -> None:
         """Drop what was written and disconnect."""
-        await self._client.drop_database("bench_raw")
+        await self._client.drop_database(_DATABASE)
         await self._client.close()
+        await self._bare.close()
 
-    async def sequence(self, updates: int, rounds: int) -> float:
-        """Return the median milliseconds of so many updates of one document, one by one."""
-        times = []
+    async def sequence(self) -> float:
+        """Return the milliseconds of 11 updates of one document, one by one."""
+        runs = self._runs(self._client)
+        run_id = uuid.uuid4().hex
+        changes = [self._sequence.change(run_id, number) for number in range(_SEQUENCE)]
+        await runs.insert_one(self._sequence.insert(run_id))
+        began = time.perf_counter()
+        for query, update in changes:
+            await runs.update_one(query, update)
+        return (time.perf_counter() - began) * 1000
+
+    async def round_trip(self) -> float:
+        """Return the milliseconds of one update."""
+        return await self.sequence() / _SEQUENCE
+
+    async def bulk(self, batch: int, rounds: int, *, retryable: bool = True) -> float:
+        """Return updates per second in bulk writes, one after the other.
+
+        Each round is a batch of documents, each updated five times, as by a run of five steps.
+        """
+        runs = self._runs(self._client if retryable else self._bare)
+        seconds = 0.0
         for _ in range(rounds):
-            run_id = uuid.uuid4().hex
-            await self._runs.insert_one(_document(run_id))
+            ids = [uuid.uuid4().hex for _ in range(batch)]
+            await runs.bulk_write([InsertOne(self._steps.insert(each)) for each in ids])
+            writes = [
+                [UpdateOne(*self._steps.change(each, number)) for each in ids]
+                for number in range(_STEPS)
+            ]
             began = time.perf_counter()
-            for rev in range(updates):
-                await self._runs.update_one(*_change(run_id, rev))
-            times.append((time.perf_counter() - began) * 1000)
-        return median(times)
+            for write in writes:
+                result = await runs.bulk_write(write, ordered=False)
+                assert result.matched_count == batch, "raw updates must find their documents"
+            seconds += time.perf_counter() - began
+        return batch * rounds * _STEPS / seconds
 
-    async def side_by_side(self, in_flight: int, each: int) -> float:
-        """Return updates per second of documents that are updated one by one, side by side."""
-        ids = [f"side-{in_flight}-{number}" for number in range(in_flight)]
-        await self._runs.bulk_write([InsertOne(_document(run_id)) for run_id in ids])
-
-        async def update(run_id: str) -> None:
-            for rev in range(each):
-                await self._runs.update_one(*_change(run_id, rev))
-
-        began = time.perf_counter()
-        await asyncio.gather(*(update(run_id) for run_id in ids))
-        return in_flight * each / (time.perf_counter() - began)
-
-    async def bulk(self, batch: int, rounds: int) -> float:
-        """Return updates per second in bulk writes of so many documents, one after the other."""
-        ids = [f"bulk-{batch}-{number}" for number in range(batch)]
-        await self._runs.bulk_write([InsertOne(_document(run_id)) for run_id in ids])
-        began = time.perf_counter()
-        for rev in range(rounds):
-            changes = [UpdateOne(*_change(run_id, rev)) for run_id in ids]
-            await self._runs.bulk_write(changes, ordered=False)
-        return batch * rounds / (time.perf_counter() - began)
-
-
-def _document(run_id: str) -> dict[str, Any]:
-    return {
-        "_id": run_id,
-        "workflow": "bench",
-        "status": "running",
-        "input": {"args": [5], "kwargs": {}},
-        "fence": 1,
-        "rev": 0,
-        "journal": [],
-        "worker": "host/boot/4026531836/1234/567890/1",
-    }
-
-
-def _change(run_id: str, rev: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    entry = {"id": f"step#{rev}", "kind": "step", "fence": 1, "value": rev, "attempt": 1}
-    wanted = {"_id": run_id, "fence": 1, "rev": rev}
-    return wanted, {"$push": {"journal": {"$each": [entry]}}, "$inc": {"rev": 1}}
+    @staticmethod
+    def _runs(
+        client: AsyncMongoClient[dict[str, Any]],
+    ) -> AsyncCollection[dict[str, Any]]:
+        durable = WriteConcern("majority", j=True)
+        return client.get_database(_DATABASE).get_collection(samples.RUNS, write_concern=durable)

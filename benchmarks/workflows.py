@@ -1,22 +1,41 @@
-"""The workflows that are measured."""
+"""The workflows that are measured. Bodies are pure; what they tell goes into globals by run id."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import time
+from datetime import datetime, timedelta
 
-from streamline import receive, sleep, step, workflow
+from streamline import current, now, receive, sleep, sleep_until, step, workflow
 
-woke_late: list[float] = []
-"""Seconds by which each sleeper woke late."""
+woke_late: dict[str, float] = {}
+"""Seconds by which each sleeper woke late, by run."""
 handled: dict[int, asyncio.Future[float]] = {}
 """Told, for each message, when it was handled."""
+held: set[str] = set()
+"""The runs whose step holds on in this process."""
 
 
 @step
 async def count(number: int) -> int:
     """Do nothing; what is measured is everything around it."""
     return number + 1
+
+
+@step
+async def stamp() -> float:
+    """Return when it runs, by the clock that all processes of a host share."""
+    return time.monotonic()
+
+
+@step
+async def hold(pid: int) -> float:
+    """Never end in the process with this pid; in any other, return when it runs."""
+    if os.getpid() == pid:
+        held.add(current().run_id)
+        await asyncio.Event().wait()
+    return time.monotonic()
 
 
 @workflow
@@ -29,10 +48,30 @@ async def steps(number: int) -> int:
 
 
 @workflow
-async def sleeper(seconds: float, due: float) -> None:
-    """Sleep durably; `due` is when it should wake, by this host's clock."""
+async def stamped() -> float:
+    """Return when its first step ran."""
+    return await stamp()
+
+
+@workflow
+async def survivor(pid: int) -> float:
+    """Return when another process than this one took it over."""
+    return await hold(pid)
+
+
+@workflow
+async def sleeper(seconds: float) -> None:
+    """Sleep durably."""
+    due = now() + timedelta(seconds=seconds)
     await sleep(seconds)
-    woke_late.append(time.time() - due)
+    woke_late[current().run_id] = time.time() - due.timestamp()
+
+
+@workflow
+async def sleeper_until(due: datetime) -> None:
+    """Sleep durably until an instant."""
+    await sleep_until(due)
+    woke_late[current().run_id] = time.time() - due.timestamp()
 
 
 @workflow
@@ -43,3 +82,10 @@ async def listener(messages: int) -> None:
         future = handled.get(number)
         if future is not None and not future.done():  # a body may be built again
             future.set_result(time.perf_counter())
+
+
+@workflow
+async def parker() -> None:
+    """Do a step, then wait for a message."""
+    await count(0)
+    await receive("bench")
