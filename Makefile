@@ -4,9 +4,10 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 FLOORS := $(VENV)/floors
 STAMP  := $(VENV)/.installed
+BENCH  := $(VENV)/.bench-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test floors lint format types docs bench chaos clean
+.PHONY: help install demo test floors lint format types docs bench figures chaos clean
 
 help:  ## List the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -56,8 +57,16 @@ types: install  ## mypy (strict), pyright, and the completeness of the public ty
 docs: install  ## The site, strict
 	$(BIN)/mkdocs build --strict --quiet
 
-bench: install  ## Benchmarks against the raw driver; sizes as arguments: make bench ARGS="--runs 200"
+bench: install $(if $(findstring dbos,$(ARGS))$(findstring postgres,$(ARGS)),$(BENCH))  ## Benchmarks against the raw driver, and DBOS: make bench ARGS="--full --dbos"
 	$(BIN)/python -m benchmarks $(ARGS)
+
+figures: $(BENCH)  ## The plot and the tables of the docs, from the last `make bench`
+	$(BIN)/python -m benchmarks.plot bench-results/latest.json docs/production/performance.svg
+	$(BIN)/python -m benchmarks.report bench-results/latest.json benchmarks/results
+
+$(BENCH): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
+	touch $@
 
 chaos: install  ## Faults and a checker of every promise: make chaos ARGS="--minutes 5 --topology set --seed 1"
 	$(BIN)/python -m tests.chaos $(ARGS)

@@ -14,6 +14,7 @@ from benchmarks.bench import Bench
 from benchmarks.figures import Figures
 from benchmarks.options import Options
 from benchmarks.parts import PARTS
+from benchmarks.peers import comparison
 from benchmarks.raw import RawDriver
 from streamline.store.embedded import EmbeddedMongod
 
@@ -29,6 +30,10 @@ async def _measure(uri: str, chosen: Options, figures: Figures) -> None:
         print(f"{part}:", flush=True)
         await PARTS[part](bench)
         print(f"  ({time.monotonic() - began:.0f} s)", flush=True)
+    if chosen.dbos:
+        figures.part = "dbos"
+        print("dbos:", flush=True)
+        await comparison.measure(bench, chosen.postgres)
     await raw.close()
 
 
@@ -44,6 +49,8 @@ async def _main() -> None:
             async with EmbeddedMongod(directory, cache_gb=_CACHE_GB) as uri:
                 await _measure(uri, chosen, figures)
     figures.save(chosen.out)
+    if chosen.dbos:
+        print(report.comparison(figures.rows))
     print(report.targets(figures.rows))
     print(f"saved to {chosen.out}")
 

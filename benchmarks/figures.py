@@ -55,7 +55,7 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     system: str = "streamline"
     """What was measured: `streamline`, `raw` (the driver alone), or another engine."""
     same_as: str = ""
-    """What other engines are measured for too; figures of one such name are compared."""
+    """The workload, where several systems were measured with it."""
 
     def __str__(self) -> str:
         against = "" if self.ratio is None else f"{self.ratio:.2f} x {self.to}"

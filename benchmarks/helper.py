@@ -22,9 +22,12 @@ class Helper:
     Args:
         module: Within `benchmarks`.
         arguments: Its command line.
+        greets: Whether it says something before it is ready.
     """
 
-    def __init__(self, module: str, *arguments: str) -> None:
+    def __init__(self, module: str, *arguments: str, greets: bool = False) -> None:
+        self.greeting = ""
+        self._greets = greets
         self._command = [sys.executable, "-m", f"benchmarks.{module}", *arguments]
         self._process: asyncio.subprocess.Process | None = None
 
@@ -36,6 +39,8 @@ class Helper:
             stdout=asyncio.subprocess.PIPE,
         )
         try:
+            if self._greets:
+                self.greeting = await self.line()
             await self.expect("ready")
         except BaseException:
             await self.kill()

@@ -34,7 +34,7 @@ async def _run(bench: Bench, engine: Streamline) -> str:
     first = (marks[share] - marks[0]) / share * 1000
     last = (marks[-1] - marks[-share - 1]) / share * 1000
     whole = (marks[-1] - marks[0]) / (length - 1) * 1000
-    bench.figures.add(f"{length:,} steps: each", whole, "ms", same_as="a step of a long run")
+    bench.figures.add(f"{length:,} steps: each", whole, "ms")
     bench.figures.add(f"{length:,} steps: each of the first {share}", first, "ms")
     bench.figures.add(
         f"{length:,} steps: each of the last {share}",
@@ -67,5 +67,4 @@ async def _replay(bench: Bench, engine: Streamline, run_id: str) -> None:
         f"read and replay of {length:,} steps",
         median(reads) + median(replays),
         "ms",
-        same_as="replay of a long run",
     )

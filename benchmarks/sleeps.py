@@ -10,7 +10,8 @@ from functools import partial
 
 from benchmarks.bench import Bench
 from benchmarks.figures import at_most, median, percentile
-from benchmarks.workflows import sleeper, sleeper_until, woke_late
+from benchmarks.peers.marks import woke_late
+from benchmarks.workflows import sleeper, sleeper_until
 from streamline import Streamline
 from streamline.handles import RunHandle
 
@@ -42,7 +43,6 @@ async def _at_once(bench: Bench, engine: Streamline) -> None:
         p95,
         "ms",
         target=at_most(p95, 50, "50 ms"),
-        same_as=f"{number} sleeps of 1 s at once, late, p95",
     )
 
 

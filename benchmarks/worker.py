@@ -13,8 +13,9 @@ import socket
 import sys
 
 from benchmarks.bench import CONCURRENCY, warm_up
+from benchmarks.peers.marks import holding
 from benchmarks.processor import cpu_seconds
-from benchmarks.workflows import held, survivor
+from benchmarks.workflows import survivor
 from streamline import Streamline
 
 _POLL = 0.005
@@ -46,8 +47,8 @@ async def _obey(engine: Streamline, words: list[str]) -> str:
     if words[0] == "cpu":
         return str(cpu_seconds())
     assert words[0] == "hold"
-    runs = [(await engine.start_run(survivor, os.getpid())).id for _ in range(int(words[1]))]
-    while not held.issuperset(runs):
+    runs = [(await engine.start_run(survivor, os.getpid(), 0)).id for _ in range(int(words[1]))]
+    while not holding.issuperset(runs):
         await asyncio.sleep(_POLL)
     return " ".join(runs)
 

@@ -1,4 +1,4 @@
-"""The workflows that are measured. Bodies are pure; what they tell goes into globals by run id."""
+"""The workflows that are measured. What they tell goes into `marks`."""
 
 from __future__ import annotations
 
@@ -7,14 +7,8 @@ import os
 import time
 from datetime import datetime, timedelta
 
+from benchmarks.peers.marks import holding, mark_handled, went_on, woke_late
 from streamline import current, now, receive, sleep, sleep_until, step, workflow
-
-woke_late: dict[str, float] = {}
-"""Seconds by which each sleeper woke late, by run."""
-handled: dict[int, asyncio.Future[float]] = {}
-"""Told, for each message, when it was handled."""
-held: set[str] = set()
-"""The runs whose step holds on in this process."""
 
 
 @step
@@ -33,9 +27,10 @@ async def stamp() -> float:
 async def hold(pid: int) -> float:
     """Never end in the process with this pid; in any other, return when it runs."""
     if os.getpid() == pid:
-        held.add(current().run_id)
+        holding.add(current().run_id)
         await asyncio.Event().wait()
-    return time.monotonic()
+    went_on.append(time.monotonic())
+    return went_on[-1]
 
 
 @workflow
@@ -54,8 +49,11 @@ async def stamped() -> float:
 
 
 @workflow
-async def survivor(pid: int) -> float:
-    """Return when another process than this one took it over."""
+async def survivor(pid: int, number: int) -> float:
+    """Run so many steps; then return when another process than this one took it over."""
+    total = 0
+    for _ in range(number):
+        total = await count(total)
     return await hold(pid)
 
 
@@ -78,10 +76,7 @@ async def sleeper_until(due: datetime) -> None:
 async def listener(messages: int) -> None:
     """Receive so many messages."""
     for _ in range(messages):
-        number = await receive("bench", type=int)
-        future = handled.get(number)
-        if future is not None and not future.done():  # a body may be built again
-            future.set_result(time.perf_counter())
+        mark_handled(await receive("bench", type=int))
 
 
 @workflow

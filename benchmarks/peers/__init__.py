@@ -1,0 +1,1 @@
+"""Engines side by side: the same workloads, each in processes of its own, in turns."""
