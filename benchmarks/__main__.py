@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import tempfile
 import time
 
@@ -41,6 +42,10 @@ async def _main() -> None:
     """Run the benchmarks on the given server, or on an embedded one."""
     logging.basicConfig(level=logging.ERROR)
     chosen = options.parse()
+    whole = asyncio.current_task()
+    assert whole is not None
+    # Cancelled rather than killed, mongod and the helpers are ended too.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, whole.cancel)
     figures = Figures({"preset": chosen.preset, **msgspec.to_builtins(chosen.sizes)})
     with tempfile.TemporaryDirectory(prefix="streamline-bench-") as directory:
         if chosen.uri:

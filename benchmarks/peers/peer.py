@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import sys
 import time
 from abc import ABC, abstractmethod
@@ -80,6 +81,8 @@ class Peer(ABC):
         run_id = await self.listen(number)
         delays = []
         for index in range(number):
+            # The body waits by then; at random, since some engines poll.
+            await asyncio.sleep(random.uniform(0.05, 0.15))
             future = handled[index] = asyncio.get_running_loop().create_future()
             sent = time.perf_counter()
             await self.send(run_id, index)
