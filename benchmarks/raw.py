@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
 from typing import Any, Self
@@ -64,6 +65,19 @@ class RawDriver:
     async def round_trip(self) -> float:
         """Return the milliseconds of one update."""
         return await self.sequence() / _SEQUENCE
+
+    async def burst(self, number: int) -> list[float]:
+        """Return the milliseconds until each of so many updates is done that begin together."""
+        runs = self._runs(self._client)
+        ids = [uuid.uuid4().hex for _ in range(number)]
+        await runs.bulk_write([InsertOne(self._steps.insert(each)) for each in ids])
+        began = time.perf_counter()
+
+        async def one(run_id: str) -> float:
+            await runs.update_one(*self._steps.change(run_id, 0))
+            return (time.perf_counter() - began) * 1000
+
+        return await asyncio.gather(*map(one, ids))
 
     async def bulk(self, batch: int, rounds: int, *, retryable: bool = True) -> float:
         """Return updates per second in bulk writes, one after the other.

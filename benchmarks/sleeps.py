@@ -37,11 +37,16 @@ async def _at_once(bench: Bench, engine: Streamline) -> None:
     await asyncio.gather(*(handle.result() for handle in handles))
     late = _milliseconds()
     p95 = percentile(late, 95)
+    await bench.raw.burst(number)  # connections first
+    raw = percentile(await bench.raw.burst(number), 95)
+    bench.figures.add(f"{number} raw updates at once, p95", raw, "ms", system="raw")
     bench.figures.add(f"{number} sleeps of 1 s at once: late, median", median(late), "ms")
     bench.figures.add(
         f"{number} sleeps of 1 s at once: late, p95",
         p95,
         "ms",
+        ratio=p95 / raw,
+        to="raw",
         target=at_most(p95, 50, "50 ms"),
     )
 

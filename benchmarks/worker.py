@@ -12,7 +12,7 @@ import os
 import socket
 import sys
 
-from benchmarks.bench import CONCURRENCY, warm_up
+from benchmarks.bench import warm_up
 from benchmarks.peers.marks import holding
 from benchmarks.processor import cpu_seconds
 from benchmarks.workflows import survivor
@@ -34,9 +34,7 @@ async def _main() -> None:
     if arguments.host:
         # A worker's id names its host: by this name others see that they can't look at its pid.
         socket.gethostname = lambda: arguments.host
-    async with Streamline(
-        arguments.address, lease=arguments.lease, concurrency=CONCURRENCY
-    ) as engine:
+    async with Streamline(arguments.address, lease=arguments.lease) as engine:
         await warm_up(engine)
         print("ready", flush=True)
         while line := await asyncio.to_thread(sys.stdin.readline):
