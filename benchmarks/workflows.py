@@ -18,6 +18,12 @@ async def count(number: int) -> int:
 
 
 @step
+async def pause(seconds: float) -> None:
+    """Wait, as for another service."""
+    await asyncio.sleep(seconds)
+
+
+@step
 async def stamp() -> float:
     """Return when it runs, by the clock that all processes of a host share."""
     return time.monotonic()
@@ -40,6 +46,13 @@ async def steps(number: int) -> int:
     for _ in range(number):
         total = await count(total)
     return total
+
+
+@workflow
+async def pauses(number: int, seconds: float) -> None:
+    """Run so many steps that wait, one by one."""
+    for _ in range(number):
+        await pause(seconds)
 
 
 @workflow
