@@ -61,7 +61,10 @@ async def _profiled(place: Place) -> AsyncIterator[None]:
 
 async def _exercise(engine: Streamline) -> None:
     """Start, sleep, wake, send, rewind, cancel, end; and let leases be renewed meanwhile."""
-    await (await engine.start_run(steps, 450)).result()  # with parts in the archive
+    long = await engine.start_run(steps, 450)  # with parts in the archive
+    await long.result()
+    await long.rewind("count#449")
+    await long.result()
     short = [await engine.start_run(sleeper, 1.0) for _ in range(20)]
     mailbox = await engine.start_run(listener, 2)
     await parked(engine, mailbox)
@@ -69,10 +72,6 @@ async def _exercise(engine: Streamline) -> None:
         await mailbox.send("bench", number)
     await mailbox.result()
     await (await steps.options(engine=engine, delay=0.3).start(2)).result()
-    again = await engine.start_run(steps, 3)
-    await again.result()
-    await again.rewind("count#2")
-    await again.result()
     await _cancel(engine)
     for handle in short:
         await handle.result()

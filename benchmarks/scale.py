@@ -56,7 +56,8 @@ async def _claims(bench: Bench, places: list[Place], costs: list[Costs]) -> None
         Streamline(places[1].address, worker=False) as full,
     ):
         for turn in range(bench.sizes.filled_turns + 3):
-            for engine, cost in zip((empty, full), costs, strict=True):
+            pairs = [(empty, costs[0]), (full, costs[1])]
+            for engine, cost in pairs if turn % 2 else reversed(pairs):
                 await _claim(engine, cost if turn >= 3 else Costs(), f"claim-{turn}")
 
 

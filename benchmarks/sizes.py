@@ -32,7 +32,7 @@ class Sizes(msgspec.Struct, frozen=True, kw_only=True):
     """Sleeping runs in a filled collection."""
     stored_waiting: int = 50_000
     """Runs in a filled collection that wait for a message."""
-    filled_turns: int = 15
+    filled_turns: int = 25
     """How often the filled and an empty collection take turns."""
     takeovers: int = 5
     """Workers that are killed."""
@@ -74,7 +74,7 @@ PRESETS = {
         long=10_000,
         stored_sleeping=100_000,
         stored_waiting=1_000_000,
-        filled_turns=30,
+        filled_turns=40,
         takeovers=8,
         parked=5_000,
         fleet_runs=1_500,
