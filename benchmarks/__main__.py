@@ -32,8 +32,8 @@ async def _measure(uri: str, chosen: Options, figures: Figures) -> None:
         await PARTS[part](bench)
         print(f"  ({time.monotonic() - began:.0f} s)", flush=True)
     if chosen.dbos:
-        figures.part = "dbos"
-        print("dbos:", flush=True)
+        figures.part = options.DBOS
+        print(f"{options.DBOS}:", flush=True)
         await comparison.measure(bench, chosen.postgres)
     await raw.close()
 

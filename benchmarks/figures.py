@@ -62,7 +62,9 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         wanted = ""
         if self.target is not None:
             wanted = f"{self.target.text:<22} {'met' if self.target.met else 'MISSED'}"
-        return f"  {self.name:<62} {self.value:>10.2f} {self.unit:<9}{against:<22}{wanted}".rstrip()
+        return (
+            f"  {self.name:<62} {self.value:>10.2f} {self.unit:<10} {against:<22}{wanted}".rstrip()
+        )
 
 
 class Figures:

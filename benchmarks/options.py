@@ -11,6 +11,7 @@ import msgspec
 from benchmarks.parts import PARTS
 from benchmarks.sizes import PRESETS, Sizes
 
+DBOS = "dbos"
 _SIZES = "sizes (defaults of the chosen preset)"
 
 
@@ -33,7 +34,7 @@ def parse(words: list[str] | None = None) -> Options:
         description="Measures the engine and the raw driver in one run; saves JSON.",
     )
     parser.add_argument("--uri", help="another mongod than an embedded one")
-    parser.add_argument("--only", help=f"parts, with commas between: {', '.join(PARTS)}")
+    parser.add_argument("--only", help=f"parts, with commas between: {', '.join(PARTS)}, {DBOS}")
     parser.add_argument("--full", action="store_true", help="the sizes of the targets")
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it works")
     parser.add_argument("--out", type=Path, default=Path("bench-results/latest.json"))
@@ -50,15 +51,15 @@ def parse(words: list[str] | None = None) -> Options:
         if (value := getattr(given, name)) is not None
     }
     parts = given.only.split(",") if given.only is not None else list(PARTS)
-    if unknown := [part for part in parts if part and part not in PARTS]:
-        parser.error(f"no such part: {', '.join(unknown)}; there are {', '.join(PARTS)}")
+    if unknown := [part for part in parts if part not in (*PARTS, DBOS)]:
+        parser.error(f"no such part: {', '.join(unknown)}; there are {', '.join(PARTS)}, {DBOS}")
     return Options(
         uri=given.uri,
-        parts=[part for part in parts if part],
+        parts=[part for part in parts if part != DBOS],
         preset=preset,
         sizes=msgspec.structs.replace(PRESETS[preset], **changes),
         out=given.out,
-        dbos=given.dbos or given.postgres is not None,
+        dbos=given.dbos or given.postgres is not None or DBOS in parts,
         postgres=given.postgres,
     )
 

@@ -12,7 +12,7 @@ from benchmarks.bench import Bench, Place, database_of, warm_up
 from benchmarks.figures import at_most, median
 from benchmarks.filled import fill
 from benchmarks.messages import send
-from benchmarks.workflows import listener, sleeper, steps
+from benchmarks.workflows import listener, steps
 from streamline import Streamline
 from streamline.handles import RunHandle
 from streamline.model import Claim
@@ -63,16 +63,16 @@ async def _claims(bench: Bench, places: list[Place], costs: list[Costs]) -> None
 
 async def _claim(engine: Streamline, cost: Costs, claim_id: str) -> None:
     """Measure the claim of many due runs, of one, and the look at what is due next."""
-    store = engine.store
+    store, codes = engine.store, engine.registry.codes()  # those of what is parked too
     handles = [await engine.start_run(steps, 1) for _ in range(_BATCH + 1)]
     claim = Claim(id=claim_id, worker="benchmark", lease=_LEASE)
     marks = [time.perf_counter()]
     one = await store.claim_run(claim, handles[-1].id)
     marks.append(time.perf_counter())
-    many = await store.claim_due(claim, [steps.code], _BATCH)
+    many = await store.claim_due(claim, codes, _BATCH)
     marks.append(time.perf_counter())
     for _ in range(_LOOKS):
-        await store.next_due([sleeper.code, steps.code])
+        await store.next_due(codes)
     marks.append(time.perf_counter())
     assert one is not None
     assert len(many) == _BATCH
