@@ -80,6 +80,8 @@ class Figures:
         self.plans: list[dict[str, Any]] = []
         """Which plans the server chose for the engine's commands."""
         self._sizes = sizes
+        # Others' work on the machine: what it was before ours began.
+        self._load = os.getloadavg()[0]
 
     def add(
         self,
@@ -114,6 +116,7 @@ class Figures:
             "at": datetime.now(UTC).isoformat(timespec="seconds"),
             "python": sys.version.split()[0],
             "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+            "load": round(self._load, 2),
             "sizes": self._sizes,
             "figures": msgspec.to_builtins(self.rows),
             "plans": self.plans,

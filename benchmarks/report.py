@@ -13,6 +13,8 @@ from typing import Any
 
 from benchmarks.figures import Figure, load
 
+_BUSY = 0.5
+"""The load average from which the tables say that others used the machine."""
 Table = dict[str, dict[str, Figure]]
 
 
@@ -108,7 +110,11 @@ def _plans_page(plans: Sequence[dict[str, Any]]) -> list[str]:
 def _run_page(report: dict[str, Any]) -> list[str]:
     where = f"{report['machine']}, Python {report['python']}"
     preset = report["sizes"]["preset"]
-    return [f"The figures below are of {report['at'][:10]}: {where}, sizes of `{preset}`."]
+    lines = [f"The figures below are of {report['at'][:10]}: {where}, sizes of `{preset}`."]
+    load = report["load"]
+    if load >= _BUSY:
+        lines.append(f"Others kept the machine busy (load average {load:g}): times are longer.")
+    return lines
 
 
 def _systems(table: Table) -> list[str]:
