@@ -14,7 +14,7 @@ from typing import Generic, Protocol, TypeVar
 MAX_COUNT = 500
 MAX_BYTES = 8 * 1024 * 1024
 MAX_IN_FLIGHT = 3
-COMPANY = 10
+COMPANY = 16
 """So many that wait go together; more are shared out over the writes that may be in flight."""
 
 
@@ -87,7 +87,7 @@ class Writer(Generic[I, R]):
 
     def _pump(self) -> None:
         self._scheduled = False
-        while self._waiting and self._in_flight < MAX_IN_FLIGHT:
+        while self._waiting and self._has_room:
             group = self._take(most=self._share())
             self._in_flight += 1
             self._alone = len(group) == 1
@@ -104,6 +104,12 @@ class Writer(Generic[I, R]):
         self._landed.set()
         if self._waiting:
             self._schedule()
+
+    @property
+    def _has_room(self) -> bool:
+        # Beside two others a small write costs more than it gains: its items wait for company.
+        most = MAX_IN_FLIGHT if len(self._waiting) >= COMPANY else MAX_IN_FLIGHT - 1
+        return self._in_flight < most
 
     def _share(self) -> int:
         """Return how many should go with the next write.

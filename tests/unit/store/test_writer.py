@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import msgspec
 import pytest
 
-from streamline.store.writer import MAX_BYTES, MAX_COUNT, MAX_IN_FLIGHT, Writer
+from streamline.store.writer import COMPANY, MAX_BYTES, MAX_COUNT, MAX_IN_FLIGHT, Writer
 
 
 class Item(msgspec.Struct, frozen=True):
@@ -43,21 +43,6 @@ async def test_a_lone_item_goes_out_at_once() -> None:
     assert server.groups == [[Item(1)], [Item(2)]]
 
 
-async def test_what_gathers_while_writes_are_in_flight_goes_together() -> None:
-    server = Server()
-    writer: Writer[Item, int] = Writer(server.send)
-    first = []
-    for number in range(MAX_IN_FLIGHT):
-        first.append(asyncio.create_task(writer.write(Item(number))))
-        await turns()
-    rest = [asyncio.create_task(writer.write(Item(number))) for number in range(10, 20)]
-    await turns()
-    assert [len(group) for group in server.groups] == [1] * MAX_IN_FLIGHT
-    server.gate.set()
-    assert await asyncio.gather(*first, *rest) == [*range(MAX_IN_FLIGHT), *range(10, 20)]
-    assert len(server.groups[-1]) == 10
-
-
 async def held_up(server: Server, writer: Writer[Item, int]) -> list[asyncio.Task[int]]:
     """Fill all but one of the places for writes in flight."""
     held = []
@@ -65,6 +50,18 @@ async def held_up(server: Server, writer: Writer[Item, int]) -> list[asyncio.Tas
         held.append(asyncio.create_task(writer.write(Item(number))))
         await turns()
     return held
+
+
+async def test_what_gathers_while_writes_are_in_flight_goes_together() -> None:
+    server = Server()
+    writer: Writer[Item, int] = Writer(server.send)
+    held = await held_up(server, writer)
+    rest = [asyncio.create_task(writer.write(Item(number))) for number in range(10, 20)]
+    await turns()
+    assert [len(group) for group in server.groups] == [1] * len(held)
+    server.gate.set()
+    assert await asyncio.gather(*held, *rest) == [*range(len(held)), *range(10, 20)]
+    assert len(server.groups[-1]) == 10
 
 
 async def test_groups_are_bounded_by_count_and_bytes() -> None:
@@ -104,6 +101,20 @@ async def test_a_crowd_is_shared_out_over_the_writes_in_flight() -> None:
     assert [len(group) for group in server.groups] == [20, 20, 20]
     server.gate.set()
     await asyncio.gather(*crowd)
+
+
+async def test_a_few_wait_for_company_while_others_are_in_flight() -> None:
+    server = Server()
+    writer: Writer[Item, int] = Writer(server.send)
+    held = await held_up(server, writer)
+    few = [asyncio.create_task(writer.write(Item(number))) for number in range(COMPANY - 1)]
+    await turns()
+    assert len(server.groups) == len(held)
+    few.append(asyncio.create_task(writer.write(Item(99))))
+    await turns()
+    assert len(server.groups[-1]) == COMPANY
+    server.gate.set()
+    await asyncio.gather(*held, *few)
 
 
 async def test_the_error_of_one_item_falls_on_it_alone() -> None:
