@@ -8,6 +8,7 @@ import bson
 from bson.errors import InvalidDocument
 
 from streamline.codec.annotations import fresh, reader_for
+from streamline.codec.large import LargePayload
 from streamline.codec.mismatch import Mismatch, describe
 from streamline.codec.natives import SCALARS, Unstorable, to_native
 from streamline.errors import PayloadTooLarge, ValidationError
@@ -16,13 +17,14 @@ from streamline.errors import PayloadTooLarge, ValidationError
 _TINY = frozenset({type(None), bool, float})
 
 
-def encode(value: Any, *, what: str, limit: int) -> Any:
+def encode(value: Any, *, what: str, limit: int, inline: int | None = None) -> Any:
     """Return the BSON-native form of a value: a fresh copy that can be stored as it is.
 
     Args:
         value: Any value that has one: see `natives.py`.
         what: A phrase for error messages, such as `the result of step 'charge'`.
         limit: The largest size, in bytes of BSON.
+        inline: Beyond this size a `LargePayload` is returned instead.
 
     Raises:
         ValidationError: It can't be stored; the message says what part of it.
@@ -32,7 +34,7 @@ def encode(value: Any, *, what: str, limit: int) -> Any:
         return value
     try:
         native = to_native(value)
-        size = len(bson.encode({"v": native}))
+        data = bson.encode({"v": native})
     except Unstorable as error:
         raise ValidationError(f"Can't store {what}: {error}") from error
     except OverflowError as error:
@@ -50,19 +52,20 @@ def encode(value: Any, *, what: str, limit: int) -> Any:
         raise ValidationError(
             f"Can't store {what}: {type(error).__name__} while reading it: {error}"
         ) from error
-    if size > limit:
+    if len(data) > limit:
         raise PayloadTooLarge(
-            f"Can't store {what}: it takes {size:,} bytes and {limit:,} are allowed. "
+            f"Can't store {what}: it takes {len(data):,} bytes and {limit:,} are allowed. "
             "Store it elsewhere and pass a reference to it"
         )
-    return native
+    # The bytes are kept, so that no large value is encoded twice.
+    return native if inline is None or len(data) <= inline else LargePayload(data)
 
 
 def decode(encoded: Any, type_: Any, *, what: str) -> Any:
     """Build a value of the annotated type; nothing in it is shared with `encoded`.
 
     Args:
-        encoded: What `encode` returned, or what a store read with `CODEC_OPTIONS`.
+        encoded: What `encode` returned, or what a store read with `CODEC_OPTIONS`; no reference.
         type_: An annotation; `Any` and `inspect.Parameter.empty` take the value as it is.
         what: A phrase for error messages.
 
@@ -70,7 +73,10 @@ def decode(encoded: Any, type_: Any, *, what: str) -> Any:
         ValidationError: The value doesn't fit the annotation; the message says where.
     """
     try:
-        value = encoded if type(encoded) in SCALARS else fresh(encoded)
+        if type(encoded) is LargePayload:
+            value = encoded.native()
+        else:
+            value = encoded if type(encoded) in SCALARS else fresh(encoded)
         return reader_for(type_)(value)
     except Mismatch as error:
         reason = str(error)
