@@ -2,19 +2,20 @@
 
 `Run` mirrors one document of `workflow_runs`; its journal is made of `Entry`s. A `Commit` is the
 one conditional update by which a worker writes. Payloads (`input`, `value`, `output`, `payload`,
-...) are BSON-native data made by the codec.
+...) are BSON-native data made by the codec; or a `PayloadRef`, where they are kept outside of the
+document; or, outside of stores, a `LargePayload`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
 import msgspec
 
-from streamline.codec import Failure
+from streamline.codec import Failure, LargePayload, PayloadRef
 
 
 class Status(StrEnum):
@@ -34,6 +35,10 @@ class Status(StrEnum):
         """Whether a run in this status will never go on."""
         return self in ENDED
 
+
+INPUT = "input"
+OUTPUT = "output"
+"""The places of a run's input and output; see `Entry.place` and `Message.place`."""
 
 SUSPECT = range(3, 6)
 """A run that went stale so often is put off before it is claimed; see `RunStore.claim_due`."""
@@ -74,6 +79,20 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     retry_at: datetime | None = None
     message: str | None = None  # the id of the message taken
 
+    @property
+    def place(self) -> str:
+        """Where in its run its value belongs, as `PayloadCodec` and `RunStore` name it.
+
+        What a message brought stays where it was put when the message was sent.
+        """
+        if self.message is not None and type(self.value) in (PayloadRef, LargePayload):
+            return f"inbox/{self.message}"
+        return f"journal/{self.kind.value}/{self.id}/{self.attempt}"
+
+    def with_value(self, value: Any) -> Entry:
+        """Return it with another value."""
+        return self if value is self.value else msgspec.structs.replace(self, value=value)
+
 
 class MessageKind(StrEnum):
     """What a message wants."""
@@ -96,6 +115,15 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     at: datetime
     name: str = ""
     payload: Any = None
+
+    @property
+    def place(self) -> str:
+        """Where in its run its payload belongs; see `Entry.place`."""
+        return f"inbox/{self.id}"
+
+    def with_payload(self, payload: Any) -> Message:
+        """Return it with another payload."""
+        return self if payload is self.payload else msgspec.structs.replace(self, payload=payload)
 
 
 class SlotKind(StrEnum):
@@ -130,12 +158,38 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Input(msgspec.Struct, frozen=True, kw_only=True):
     """What a run began with: its encoded arguments, and its own state.
 
-    The context in here never changes, unlike the run's: each replay begins with it.
+    The context in here never changes, unlike the run's: each replay begins with it. Large arguments
+    are one payload, of `[args, kwargs]`, that stands in `args` alone.
     """
 
     args: list[Any] = []
     kwargs: dict[str, Any] = {}
     context: dict[str, Any] = {}
+
+    @property
+    def payload(self) -> LargePayload | PayloadRef | None:
+        """The large payload that the arguments are, if they are one."""
+        first = self.args[0] if len(self.args) == 1 else None
+        return first if isinstance(first, LargePayload | PayloadRef) else None
+
+    def arguments(self) -> tuple[list[Any], dict[str, Any]]:
+        """Return the positional and the named arguments, encoded. They must be at hand."""
+        payload = self.payload
+        if payload is None:
+            return self.args, self.kwargs
+        assert isinstance(payload, LargePayload)
+        args, kwargs = payload.native()
+        return args, kwargs
+
+    def with_payload(self, payload: LargePayload | PayloadRef) -> Input:
+        """Return it with a payload in the place of the arguments."""
+        return Input(args=[payload], kwargs={}, context=self.context)
+
+    def map_payload(self, change: Callable[[str, Any], Any]) -> Input:
+        """Return it with what may be a large payload replaced; see `Run.map_payloads`."""
+        if len(self.args) != 1:
+            return self
+        return msgspec.structs.replace(self, args=[change(INPUT, self.args[0])])
 
 
 class Past(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -194,6 +248,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     expire_at: datetime | None = None
     generation: int = 1  # +1 with every `continue_as_new`, which empties the journal
     past: Past | None = None  # None in the first generation
+    spilled: bool = False  # whether payloads of it are, or were, kept outside
 
     @property
     def first_input(self) -> Input:
@@ -214,6 +269,24 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     def began_at(self) -> datetime:
         """The instant at which the run as a whole began."""
         return self.started_at or self.created_at
+
+    def map_payloads(self, change: Callable[[str, Any], Any]) -> Run:
+        """Return the run with each payload that may be large replaced.
+
+        Args:
+            change: Takes the payload's place in the run, and the payload or reference there.
+        """
+        past = self.past
+        if past is not None:
+            past = msgspec.structs.replace(past, input=past.input.map_payload(change))
+        return msgspec.structs.replace(
+            self,
+            input=self.input.map_payload(change),
+            past=past,
+            output=change(OUTPUT, self.output),
+            journal=[entry.with_value(change(entry.place, entry.value)) for entry in self.journal],
+            inbox=[each.with_payload(change(each.place, each.payload)) for each in self.inbox],
+        )
 
 
 class Claim(msgspec.Struct, frozen=True, kw_only=True):
@@ -266,6 +339,7 @@ class Commit(msgspec.Struct, frozen=True, kw_only=True):
     error: Failure | None = None
     ended_at: datetime | None = None
     expire_at: datetime | None = None
+    spilled: bool = False  # whether payloads of the run are, by now, kept outside
     archive: tuple[Entry, ...] = ()  # all entries now in the document, to be moved out of it
     journal_base: int = 0  # the index of the first of `archive` (its count is added by the commit)
     generation: int = 1  # the run's

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import msgspec
 
 from streamline.clock import Clock
-from streamline.codec import Failure
+from streamline.codec import Failure, PayloadRef
+from streamline.errors import ServerUnavailable
 from streamline.model import (
     Claim,
     Commit,
@@ -36,8 +37,45 @@ class Renewal(msgspec.Struct, frozen=True, kw_only=True):
     inbox_seq: dict[str, int]
 
 
+REFER_WITHIN = timedelta(minutes=10)
+"""How old a reference may be when it is first stored without a fence."""
+ORPHANED_AFTER = timedelta(hours=1)
+"""How old a payload without a fence must be before it can count as one that nobody refers to."""
+GONE_AFTER = timedelta(minutes=2)
+"""How long after a run's expiry its payloads are looked at: by then MongoDB has deleted it."""
+LOOK_AGAIN_AFTER = timedelta(days=30)
+"""When a payload that is referred to is looked at again, if nothing gives a reason before."""
+
+
+def is_late(value: object, now: datetime) -> bool:
+    """Whether a payload is a new reference that is too old to be stored."""
+    return isinstance(value, PayloadRef) and now > value.made_at + REFER_WITHIN
+
+
+def check_in_time(value: object, run_id: str, now: datetime) -> None:
+    """Refuse to store a new reference that is too old.
+
+    Raises:
+        ServerUnavailable: It is.
+    """
+    if is_late(value, now):
+        raise ServerUnavailable(
+            f"Storing something for run {run_id!r} took longer than {REFER_WITHIN} after its large "
+            "payload was written; it was not stored. Try again."
+        )
+
+
 class RunStore(ABC):
-    """Keeps runs; knows nothing of workflows, bodies or replay."""
+    """Keeps runs; knows nothing of workflows, bodies or replay.
+
+    A payload kept outside of its run's document is written before anything refers to it, so a crash
+    leaves an orphan, never a dangling reference. `sweep_payloads` deletes orphans, and must not
+    take a payload for one whose reference is on its way, however slow. Two rules see to that:
+    what a worker wrote under a claim's `fence` can't be referred to once the run has another fence
+    or isn't running; any other reference (in a new run, in a message) is stored within
+    `REFER_WITHIN` of its making, by the server's clock, or not at all: then `create_run`,
+    `replace_run` and `post` raise `ServerUnavailable`.
+    """
 
     clock: Clock
     """Time as the server sees it; valid after `open`."""
@@ -273,6 +311,48 @@ class RunStore(ABC):
         Rules: only if it still has `run`'s `rev` and `fence`, and is done or failed. Then it is
         queued and due now with the kept entries as its journal, `fence + 1`, `rev + 1`, and without
         output, error, slots, attempts, recoveries and dates of end and expiry. Its inbox stays.
+        """
+
+    # -- payloads kept outside --------------------------------------------------------------------
+
+    @abstractmethod
+    async def put_payload(
+        self, run_id: str, ref: PayloadRef, place: str, data: bytes, *, fence: int | None = None
+    ) -> None:
+        """Make a payload durable, so that it can be referred to.
+
+        Rules: put again it is there once. Of any size up to 2 GB.
+
+        Args:
+            run_id: The run that it belongs to, which may not exist yet.
+            ref: A new reference.
+            place: Where in the run it belongs: `Entry.place` and the like.
+            data: A BSON document.
+            fence: The claim under whose commit it will be referred to; None if it is another verb.
+        """
+
+    @abstractmethod
+    async def load_payload(self, run_id: str, ref: PayloadRef, place: str) -> bytes:
+        """Return what was put.
+
+        Raises:
+            DataCorruption: It is missing, or isn't what was put there.
+        """
+
+    @abstractmethod
+    async def discard_payload(self, run_id: str, ref: PayloadRef) -> None:
+        """Delete a payload that is known not to be referred to."""
+
+    @abstractmethod
+    async def sweep_payloads(self) -> int:
+        """Delete payloads whose run doesn't refer to them; returns how many.
+
+        Rules: none that is referred to, by the document or its archived journal, nor one whose
+        reference may be on its way. This alone deletes payloads: no date does, which another
+        run that has the id by then might outlive. A payload is looked at `ORPHANED_AFTER` its
+        making, `GONE_AFTER` its run's expiry, at once when its run is replaced, rewound or
+        continued, and every `LOOK_AGAIN_AFTER`, should the process have died that was to bring
+        it up.
         """
 
     # -- notices ----------------------------------------------------------------------------------

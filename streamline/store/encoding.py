@@ -10,8 +10,9 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
+from bson.objectid import ObjectId
 
-from streamline.codec import Failure
+from streamline.codec import Failure, PayloadRef, lift
 from streamline.errors import DataCorruption, ErrorCode
 from streamline.model import Entry, Input, Run, Status
 
@@ -24,7 +25,8 @@ _ENTRIES = list[Entry]
 
 def to_builtins(value: object) -> Any:
     """Make BSON-native data of a struct or a collection of them; defaults are left out."""
-    return msgspec.to_builtins(value, builtin_types=(datetime, bytes))
+    # ObjectIds are in references alone.
+    return msgspec.to_builtins(value, builtin_types=(datetime, bytes, ObjectId))
 
 
 def to_document(run: Run) -> Document:
@@ -43,9 +45,7 @@ def from_document(document: Mapping[str, Any]) -> Run:
         if missing := _ALWAYS.keys() - document.keys():
             raise msgspec.ValidationError(f"it lacks {', '.join(sorted(missing))}")
         run = msgspec.convert(document, Run)
-        # Where any value fits, or a subclass of str, there may be what no payload holds.
-        to_builtins(run)
-        return run
+        return _checked(run)
     except (msgspec.ValidationError, TypeError) as error:
         run_id = str(document.get("_id"))
         raise DataCorruption(
@@ -55,6 +55,38 @@ def from_document(document: Mapping[str, Any]) -> Run:
         ) from error
 
 
+def _checked(run: Run) -> Run:
+    """Return a run with its references as such, if payloads are all that it holds beside them.
+
+    Raises:
+        TypeError: Where any value fits, or a subclass of str, there is what no payload holds.
+    """
+    try:
+        msgspec.to_builtins(run, builtin_types=(datetime, bytes))
+    except TypeError:
+        run = run.map_payloads(lambda place, value: lift(value))
+        plain = run.map_payloads(lambda place, value: None if _is_reference(value) else value)
+        msgspec.to_builtins(plain, builtin_types=(datetime, bytes))
+    return run
+
+
+def _is_reference(value: Any) -> bool:
+    return type(value) is PayloadRef
+
+
+def references_of(run: Run) -> dict[PayloadRef, str]:
+    """Return what a run refers to, with the place of each; archived entries not included."""
+    found: dict[PayloadRef, str] = {}
+
+    def note(place: str, value: Any) -> Any:
+        if _is_reference(value):
+            found[value] = place
+        return value
+
+    run.map_payloads(note)
+    return found
+
+
 def entries_from(documents: Sequence[Mapping[str, Any]], *, run_id: str) -> list[Entry]:
     """Read journal entries.
 
@@ -62,11 +94,12 @@ def entries_from(documents: Sequence[Mapping[str, Any]], *, run_id: str) -> list
         DataCorruption: One of them isn't an entry.
     """
     try:
-        return msgspec.convert(documents, _ENTRIES)
+        entries = msgspec.convert(documents, _ENTRIES)
     except msgspec.ValidationError as error:
         raise DataCorruption(
             f"The archived journal of run {run_id!r} can't be read: {error}", run_id=run_id
         ) from error
+    return [entry.with_value(lift(entry.value)) for entry in entries]
 
 
 def corruption(error: DataCorruption) -> Failure:

@@ -11,6 +11,7 @@ from pymongo.operations import IndexModel
 
 from streamline.store.archive import JOURNAL
 from streamline.store.connection import Connection
+from streamline.store.payloads import CHUNKS, PAYLOADS
 from streamline.store.updates import HAS_DUE, HAS_WORKER
 
 RUNS = "workflow_runs"
@@ -42,6 +43,12 @@ INDEXES: dict[str, list[IndexModel]] = {
         IndexModel({"run": 1, "messages": 1}, name="message"),
         IndexModel({"expire_at": 1}, **_EXPIRY),
     ],
+    PAYLOADS: [
+        IndexModel({"run": 1}, name="run"),
+        IndexModel({"check_at": 1}, name="check"),
+    ],
+    # The index that GridFS asks for, and its name there.
+    CHUNKS: [IndexModel({"files_id": 1, "n": 1}, unique=True)],
 }
 
 

@@ -13,9 +13,10 @@ from typing import Any
 
 import bson
 import msgspec
+from bson.objectid import ObjectId
 
 from streamline.clock import Clock, SystemClock
-from streamline.codec import CODEC_OPTIONS, Failure
+from streamline.codec import CODEC_OPTIONS, Failure, PayloadRef
 from streamline.errors import DataCorruption
 from streamline.model import (
     CONTROL,
@@ -29,11 +30,13 @@ from streamline.model import (
     Run,
     Status,
 )
-from streamline.store.base import Renewal, RunStore
+from streamline.store.base import GONE_AFTER, Renewal, RunStore, check_in_time, is_late
 from streamline.store.encoding import (
     SET_ASIDE_REMOVES,
     Document,
+    entries_from,
     from_document,
+    references_of,
     salvage,
     set_aside_fields,
     to_builtins,
@@ -103,6 +106,7 @@ class MemoryStore(RunStore):
         with self.data.lock:
             if (stored := self._load(run.id)) is not None:
                 return _change(stored, journal=[]), same_creation(stored, run)
+            check_in_time(run.input.payload, run.id, self.clock.now())
             return self._put(run), True
 
     async def replace_run(self, run: Run, *, rev: int, fence: int) -> bool:
@@ -113,7 +117,9 @@ class MemoryStore(RunStore):
                 return False
             if (stored.rev, stored.fence) != (rev, fence):
                 return False
+            check_in_time(run.input.payload, run.id, self.clock.now())
             self.data.archives.pop(run.id, None)
+            self.data.payloads.look(run.id, self.clock.now())
             self._put(run)
             return True
 
@@ -226,6 +232,9 @@ class MemoryStore(RunStore):
             self._put(committed(run, commit, self.clock.now()))
             if commit.continuation is not None:
                 self.data.archives.pop(run.id, None)
+                self.data.payloads.look(commit.run_id, self.clock.now())
+            if commit.spilled and commit.expire_at is not None:
+                self.data.payloads.look(commit.run_id, commit.expire_at + GONE_AFTER)
             if commit.archive:
                 archive = self.data.archives.setdefault(run.id, {})
                 for index, entry in enumerate(commit.archive, commit.journal_base):
@@ -257,6 +266,7 @@ class MemoryStore(RunStore):
                 return PostResult.NO_RUN
             if (reason := self._refusal(run, message, slot)) is not None:
                 return reason
+            check_in_time(message.payload, run_id, self.clock.now())
             self._put(posted(run, message, slot, self.clock.now()))
             return PostResult.POSTED
 
@@ -269,6 +279,8 @@ class MemoryStore(RunStore):
             if run is None or not is_parked_as(run, parked) or self._refusal(run, message, slot):
                 return None
             now = self.clock.now()
+            if is_late(message.payload, now):
+                return None
             woken = claimed(posted(run, message, slot, now), claim, now)
             assert woken is not None
             return _change(self._put(woken), journal=[])
@@ -279,7 +291,7 @@ class MemoryStore(RunStore):
             run = self._load(run_id)
             if run is None or run.fence or run.status not in (Status.DRAFT, Status.QUEUED):
                 return False
-            self._put(cancelled(run, error, self.clock.now(), fence=0))
+            self._end(cancelled(run, error, self.clock.now(), fence=0))
             return True
 
     async def terminate(self, run_id: str, error: Failure) -> bool:
@@ -288,7 +300,7 @@ class MemoryStore(RunStore):
             run = self._load(run_id)
             if run is None or run.status.ended:
                 return False
-            self._put(cancelled(run, error, self.clock.now(), fence=run.fence + 1))
+            self._end(cancelled(run, error, self.clock.now(), fence=run.fence + 1))
             return True
 
     async def unpause(self, run_id: str) -> bool:
@@ -312,7 +324,33 @@ class MemoryStore(RunStore):
                 return False
             base = min(stored.journal_base, len(kept))
             self._put(rewound(stored, [_copy(e) for e in kept[base:]], base, self.clock.now()))
+            self.data.payloads.look(run.id, self.clock.now())
             return True
+
+    # -- payloads kept outside --------------------------------------------------------------------
+
+    async def put_payload(
+        self, run_id: str, ref: PayloadRef, place: str, data: bytes, *, fence: int | None = None
+    ) -> None:
+        await self._alive()
+        with self.data.lock:
+            self.data.payloads.put(run_id, ref, data, fence=fence)
+
+    async def load_payload(self, run_id: str, ref: PayloadRef, place: str) -> bytes:
+        await self._alive()
+        with self.data.lock:
+            return self.data.payloads.load(run_id, ref, place)
+
+    async def discard_payload(self, run_id: str, ref: PayloadRef) -> None:
+        await self._alive()
+        with self.data.lock:
+            self.data.payloads.kept.pop(ref.payload, None)
+
+    async def sweep_payloads(self) -> int:
+        await self._alive()
+        now = self.clock.now()
+        with self.data.lock:
+            return sum(self._sweep(key, now) for key in self.data.payloads.due(now))
 
     # -- notices ----------------------------------------------------------------------------------
 
@@ -343,6 +381,22 @@ class MemoryStore(RunStore):
     def _load(self, run_id: str) -> Run | None:
         document = self.data.get(run_id)
         return None if document is None else from_document(document)
+
+    def _end(self, run: Run) -> None:
+        self._put(run)
+        if run.expire_at is not None:
+            self.data.payloads.look(run.id, run.expire_at + GONE_AFTER)
+
+    def _sweep(self, key: ObjectId, now: datetime) -> bool:
+        payloads = self.data.payloads
+        run = self._load_leniently(payloads.kept[key].run_id)
+        referred = run is not None and key in self._referred(run)
+        return payloads.judge(key, run, referred, now)
+
+    def _referred(self, run: Run) -> set[ObjectId]:
+        archived = self.data.archives.get(run.id, {}).values()
+        values = [*references_of(run), *(entry.value for entry in archived)]
+        return {value.payload for value in values if isinstance(value, PayloadRef)}
 
     def _load_leniently(self, run_id: str) -> Run | None:
         try:
@@ -423,4 +477,6 @@ def _head(run: Run) -> Run:
 
 def _copy(entry: Entry) -> Entry:
     data = bson.encode(to_builtins(entry), codec_options=CODEC_OPTIONS)
-    return msgspec.convert(bson.decode(data, codec_options=CODEC_OPTIONS), Entry)
+    document: Document = bson.decode(data, codec_options=CODEC_OPTIONS)
+    (copied,) = entries_from([document], run_id="")
+    return copied

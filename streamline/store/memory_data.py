@@ -17,6 +17,7 @@ from streamline.codec import CODEC_OPTIONS
 from streamline.errors import PayloadTooLarge
 from streamline.model import Entry, Notice
 from streamline.store.encoding import Document
+from streamline.store.memory_payloads import MemoryPayloads
 
 MAX_DOCUMENT = 16 * 1024 * 1024
 
@@ -42,6 +43,7 @@ class MemoryData:
     def __init__(self) -> None:
         self.lock: threading.RLock = threading.RLock()
         self.archives: dict[str, dict[int, Entry]] = {}
+        self.payloads: MemoryPayloads = MemoryPayloads()
         self.watchers: list[Watcher] = []
         self._documents: dict[str, bytes] = {}
         # Beside the documents, so that a look for due runs needn't decode them all.
@@ -66,7 +68,7 @@ class MemoryData:
         if len(data) > MAX_DOCUMENT:
             raise PayloadTooLarge(
                 f"Run {run_id!r} would take {len(data):,} bytes and {MAX_DOCUMENT:,} are "
-                "allowed; pass large data by reference",
+                "allowed; pass large data as arguments or results, which are kept outside of it",
                 run_id=run_id,
             )
         self._documents[run_id] = data

@@ -11,6 +11,7 @@ import msgspec
 from streamline.errors import ServerUnavailable
 from streamline.model import Claim, Message, PostResult, Run
 from streamline.store.archive import Archive
+from streamline.store.base import check_in_time
 from streamline.store.connection import Connection, Document
 from streamline.store.encoding import to_builtins
 from streamline.store.indexes import RUNS
@@ -115,6 +116,7 @@ class Messages:
                 return PostResult.POSTED
             if reason is not None:
                 return reason
+            check_in_time(message.payload, run_id, self._connection.clock.now())
 
     async def post_to_parked(
         self, parked: Run, message: Message, claim: Claim, slot: str | None

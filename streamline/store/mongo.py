@@ -9,10 +9,11 @@ from typing import Any
 from bson.errors import InvalidBSON
 from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.asynchronous.database import AsyncDatabase
+from pymongo.errors import DocumentTooLarge, DuplicateKeyError, OperationFailure
 from pymongo.read_concern import ReadConcern
 
 from streamline.clock import Clock
-from streamline.codec import Failure
+from streamline.codec import Failure, PayloadRef
 from streamline.errors import DataCorruption
 from streamline.model import (
     Claim,
@@ -27,19 +28,22 @@ from streamline.model import (
 )
 from streamline.store import leases, notices, updates
 from streamline.store.archive import Archive
-from streamline.store.base import Renewal, RunStore
+from streamline.store.base import GONE_AFTER, REFER_WITHIN, Renewal, RunStore, check_in_time
 from streamline.store.claims import Claims
 from streamline.store.connection import Connection, Document
 from streamline.store.encoding import from_document, salvage, to_builtins, to_document
 from streamline.store.indexes import RUNS, ensure_indexes
 from streamline.store.messages import Messages
 from streamline.store.modify import find_and_modify
+from streamline.store.payloads import Payloads
 from streamline.store.statements import (
     CommitGroup,
     CommitStatement,
     InsertGroup,
     InsertStatement,
+    too_large,
 )
+from streamline.store.sweep import Sweep
 from streamline.store.transitions import same_creation
 from streamline.store.writer import Writer
 
@@ -50,7 +54,7 @@ _HEAD = {"journal": 0, "inbox": 0, "past": 0}
 
 
 class MongoStore(RunStore):
-    """Runs in the collections `workflow_runs` and `workflow_journal` of a MongoDB database.
+    """Runs in collections of a MongoDB database whose names begin with `workflow_`.
 
     Args:
         address: A URI whose path names the database (`streamline` if it has none), or a database
@@ -69,6 +73,8 @@ class MongoStore(RunStore):
         self._connection = Connection(address, timeout=timeout)
         self.clock: Clock = self._connection.clock
         self._archive = Archive(self._connection)
+        self._payloads = Payloads(self._connection)
+        self._sweep = Sweep(self._connection, self._payloads)
         self._claims = Claims(self._connection)
         self._messages = Messages(self._connection, self._archive, inbox_limit=inbox_limit)
         self._commits = Writer(CommitGroup(self._connection).send)
@@ -95,20 +101,46 @@ class MongoStore(RunStore):
     # -- starting ---------------------------------------------------------------------------------
 
     async def create_run(self, run: Run) -> tuple[Run, bool]:
-        statement = InsertStatement.of(run)
+        payload = run.input.payload
+        statement = InsertStatement.of(run) if payload is None else None
         while True:
-            if await self._inserts.write(statement):
+            if statement is None:
+                inserted = await self._insert_in_time(run, payload)
+            else:
+                inserted = await self._inserts.write(statement)
+            if inserted:
                 return run, True
             stored = await self._load(run.id, _WITHOUT_JOURNAL)
             if stored is not None:  # else it has expired since
                 return stored, same_creation(stored, run)
 
+    async def _insert_in_time(self, run: Run, payload: Any) -> bool:
+        update = updates.create_in_time(to_document(run), payload.made_at + REFER_WITHIN)
+
+        async def insert(again: bool) -> bool:
+            try:
+                result = await self._runs.update_one({"_id": run.id}, update, upsert=True)
+            except DuplicateKeyError:
+                return False
+            except DocumentTooLarge as error:
+                raise too_large(run.id, error) from error
+            except OperationFailure:
+                check_in_time(payload, run.id, self.clock.now())
+                raise
+            return result.upserted_id is not None
+
+        return await self._connection.persist(insert)
+
     async def replace_run(self, run: Run, *, rev: int, fence: int) -> bool:
         ended = {"$in": updates.ENDED_VALUES}
         document = to_document(run)
+        payload = run.input.payload
+        check_in_time(payload, run.id, self.clock.now())
 
         async def replace(again: bool) -> bool:
             old = {"_id": run.id, "rev": rev, "fence": fence, "status": ended}
+            if isinstance(payload, PayloadRef):
+                old |= updates.in_time(payload)
             if (await self._runs.replace_one(old, document)).matched_count:
                 return True
             mine = {"_id": run.id, "created_at": run.created_at, "fence": run.fence}
@@ -118,6 +150,7 @@ class MongoStore(RunStore):
         if replaced:
             # Afterwards: what a crash leaves behind is older than the new run, and so ignored.
             await self._archive.remove(run.id, up_to_fence=fence)
+            await self._payloads.look(run.id, self.clock.now())
         return replaced
 
     # -- reading ----------------------------------------------------------------------------------
@@ -189,9 +222,19 @@ class MongoStore(RunStore):
                 commit.run_id, commit.archive, base=commit.journal_base, fence=commit.fence
             )
         result = await self._commits.write(CommitStatement.of(commit))
-        if result is CommitResult.LANDED and may_be_archived:
+        if result is not CommitResult.LANDED:
+            return result
+        if may_be_archived:
             await self._tidy_archive(commit)
+        if commit.spilled:
+            await self._look_at_payloads(commit)
         return result
+
+    async def _look_at_payloads(self, commit: Commit) -> None:
+        if commit.expire_at is not None:
+            await self._payloads.look(commit.run_id, commit.expire_at + GONE_AFTER)
+        elif commit.continuation is not None:
+            await self._payloads.look(commit.run_id, self.clock.now())
 
     async def _tidy_archive(self, commit: Commit) -> None:
         if commit.expire_at is not None:
@@ -238,11 +281,30 @@ class MongoStore(RunStore):
             await self._archive.store(run.id, kept[:base], base=0, fence=run.fence + 1)
             await self._archive.keep(run.id)
         journal = to_builtins(kept[base:])
-        return await self._update(
+        rewound = await self._update(
             updates.rewind_filter(run.id, rev=run.rev, fence=run.fence),
             updates.rewind_update(journal, base, self.clock.now()),
             done={"_id": run.id, "rev": run.rev + 1, "fence": run.fence + 1},
         )
+        if rewound and run.spilled:
+            await self._payloads.look(run.id, self.clock.now())
+        return rewound
+
+    # -- payloads kept outside --------------------------------------------------------------------
+
+    async def put_payload(
+        self, run_id: str, ref: PayloadRef, place: str, data: bytes, *, fence: int | None = None
+    ) -> None:
+        await self._payloads.put(run_id, ref, data, fence=fence)
+
+    async def load_payload(self, run_id: str, ref: PayloadRef, place: str) -> bytes:
+        return await self._payloads.load(run_id, ref, place)
+
+    async def discard_payload(self, run_id: str, ref: PayloadRef) -> None:
+        await self._payloads.discard(ref.payload)
+
+    async def sweep_payloads(self) -> int:
+        return await self._sweep.run()
 
     # -- notices ----------------------------------------------------------------------------------
 
@@ -290,7 +352,7 @@ class MongoStore(RunStore):
         return await self._connection.persist(write)
 
     async def _end(self, fits: Document, update: updates.Pipeline) -> bool:
-        fields = {"journal_base": 1, "generation": 1, "expire_at": 1}
+        fields = {"journal_base": 1, "generation": 1, "expire_at": 1, "spilled": 1}
 
         async def end(again: bool) -> Document | None:
             found = await find_and_modify(self._runs, fits, update, fields)
@@ -306,4 +368,6 @@ class MongoStore(RunStore):
         may_be_archived = ended.get("journal_base") or ended.get("generation", 1) > 1
         if may_be_archived and "expire_at" in ended:
             await self._archive.expire(ended["_id"], ended["expire_at"])
+        if ended.get("spilled") and "expire_at" in ended:
+            await self._payloads.look(ended["_id"], ended["expire_at"] + GONE_AFTER)
         return True

@@ -1,9 +1,10 @@
 """`SealedStore`: a store around another, whose payloads pass a `PayloadCodec` on their way.
 
 Owns which fields are payloads, and their names to the codec. What the engine and the inner store
-need stays readable: ids, names, types, codes, times, `meta` and `tags`, and the context unless the
-codec seals it. None and an empty context stay as they are. Runs are stored under codes of their
-own, `sealed/<code>`, so that a worker without the codec leaves them alone.
+need stays readable: ids, names, types, codes, times, `meta` and `tags`, references to payloads kept
+outside (whose content is sealed), and the context unless the codec seals it. None and an empty
+context stay as they are. Runs are stored under codes of their own, `sealed/<code>`, so that a
+worker without the codec leaves them alone.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 import msgspec
 
 from streamline.clock import Clock
-from streamline.codec import Failure, PayloadCodec
+from streamline.codec import Failure, PayloadCodec, PayloadRef
 from streamline.errors import DataCorruption, ErrorCode, StreamlineError
 from streamline.model import (
     Attempt,
@@ -35,6 +36,7 @@ from streamline.model import (
 )
 from streamline.store.base import Renewal, RunStore
 from streamline.store.encoding import corruption, salvage, to_builtins, to_document
+from streamline.store.sealed_payloads import open_payload, seal_payload
 from streamline.store.transitions import same_creation
 
 _MARK = "sealed/"
@@ -59,7 +61,7 @@ class SealedStore(RunStore):
         self.clock: Clock = inner.clock
         self._seal = Sealer(codec)
         self._open = Opener(codec)
-        self._accepts_plain = codec.accepts_plain
+        self._codec = codec
 
     async def open(self) -> None:
         await self.inner.open()
@@ -153,6 +155,24 @@ class SealedStore(RunStore):
         sealed = [self._seal.entry(entry, run.id) for entry in kept]
         return await self.inner.rewind_run(self._seal.run(_change(run, journal=[])), sealed)
 
+    # -- payloads kept outside --------------------------------------------------------------------
+
+    async def put_payload(
+        self, run_id: str, ref: PayloadRef, place: str, data: bytes, *, fence: int | None = None
+    ) -> None:
+        sealed = seal_payload(self._codec, data, run_id, place)
+        await self.inner.put_payload(run_id, ref, place, sealed, fence=fence)
+
+    async def load_payload(self, run_id: str, ref: PayloadRef, place: str) -> bytes:
+        sealed = await self.inner.load_payload(run_id, ref, place)
+        return open_payload(self._codec, sealed, run_id, place)
+
+    async def discard_payload(self, run_id: str, ref: PayloadRef) -> None:
+        await self.inner.discard_payload(run_id, ref)
+
+    async def sweep_payloads(self) -> int:
+        return await self.inner.sweep_payloads()
+
     # -- notices ----------------------------------------------------------------------------------
 
     def watch(self) -> AsyncIterator[Notice]:
@@ -166,7 +186,7 @@ class SealedStore(RunStore):
 
     def _stored_codes(self, codes: Sequence[str]) -> list[str]:
         sealed = [_MARK + code for code in codes]
-        return [*sealed, *codes] if self._accepts_plain else sealed
+        return [*sealed, *codes] if self._codec.accepts_plain else sealed
 
     def _open_leniently(self, run: Run) -> Run:
         try:
@@ -240,7 +260,7 @@ class Sealer:
         """Return a journal entry sealed."""
         if entry.value is None and entry.error is None and not entry.context:
             return entry
-        place = _place(entry)
+        place = entry.place
         return _change(
             entry,
             value=self._value(entry.value, run_id, place),
@@ -255,8 +275,7 @@ class Sealer:
         """Return a message sealed."""
         if message.payload is None:
             return message
-        place = f"inbox/{message.id}"
-        return _change(message, payload=self._value(message.payload, run_id, place))
+        return _change(message, payload=self._value(message.payload, run_id, message.place))
 
     def failure(self, failure: Any, run_id: str, place: str) -> Any:
         """Return a failure whose code, type and step are readable, and nothing else."""
@@ -283,10 +302,11 @@ class Sealer:
         return {"sealed": self._value(dict(context), run_id, place)}
 
     def _input(self, given: Input, run_id: str, place: str = "input") -> Input:
-        return Input(
-            args=[self._value([given.args, given.kwargs], run_id, place)],
-            context=self.context(given.context, run_id, f"{place}/context"),
-        )
+        context = self.context(given.context, run_id, f"{place}/context")
+        if given.payload is not None:
+            return _change(given, context=context)
+        args = [self._value([given.args, given.kwargs], run_id, place)]
+        return Input(args=args, context=context)
 
     def _past(self, past: Past, run_id: str) -> Past:
         return _change(past, input=self._input(past.input, run_id, _FIRST))
@@ -312,7 +332,9 @@ class Sealer:
         return _change(attempt, heartbeat=self.heartbeat(attempt.heartbeat, run_id, attempt.id))
 
     def _value(self, native: Any, run_id: str, place: str) -> Any:
-        return None if native is None else self._codec.encode(native, run_id=run_id, field=place)
+        if native is None or type(native) is PayloadRef:
+            return native
+        return self._codec.encode(native, run_id=run_id, field=place)
 
 
 class Opener:
@@ -341,7 +363,7 @@ class Opener:
         """Return a journal entry as it was given in."""
         if entry.value is None and entry.error is None and not entry.context:
             return entry
-        place = _place(entry)
+        place = entry.place
         return _change(
             entry,
             value=self._value(entry.value, run_id, place),
@@ -352,8 +374,7 @@ class Opener:
     def _message(self, message: Message, run_id: str) -> Message:
         if message.payload is None:
             return message
-        place = f"inbox/{message.id}"
-        return _change(message, payload=self._value(message.payload, run_id, place))
+        return _change(message, payload=self._value(message.payload, run_id, message.place))
 
     def _failure(self, failure: Failure | None, run_id: str, place: str) -> Failure | None:
         if failure is None:
@@ -386,11 +407,13 @@ class Opener:
     def _input(self, given: Input, run: Run, place: str) -> Input:
         if not run.code.startswith(_MARK) and self._codec.accepts_plain:
             return given
+        context = self._context(given.context, run.id, f"{place}/context")
+        if given.payload is not None:
+            return _change(given, context=context)
         if len(given.args) != 1 or given.kwargs:
             raise _not_sealed(run.id, place)
         opened = self._value(given.args[0], run.id, place)
         args, kwargs = _convert(opened, tuple[list[Any], dict[str, Any]], run.id, place)
-        context = self._context(given.context, run.id, f"{place}/context")
         return Input(args=args, kwargs=kwargs, context=context)
 
     def _slot(self, slot: Slot, run: Run) -> Slot:
@@ -410,8 +433,8 @@ class Opener:
         return _change(attempt, heartbeat=beat)
 
     def _value(self, stored: Any, run_id: str, place: str) -> Any:
-        if stored is None:
-            return None
+        if stored is None or type(stored) is PayloadRef:
+            return stored
         try:
             return self._codec.decode(stored, run_id=run_id, field=place)
         except StreamlineError:
@@ -422,10 +445,6 @@ class Opener:
                 f"{type(error).__name__}: {error}",
                 run_id=run_id,
             ) from error
-
-
-def _place(entry: Entry) -> str:
-    return f"journal/{entry.kind.value}/{entry.id}/{entry.attempt}"
 
 
 def _opened_code(code: str) -> str:

@@ -75,7 +75,7 @@ class CommitGroup:
                 reply = await _command(self._connection, "update", "updates", bodies)
             except DocumentTooLarge as error:
                 # Only a lone statement is this large; see Writer.
-                outcomes.update((i, _too_large(statements[i].commit.run_id, error)) for i in left)
+                outcomes.update((i, too_large(statements[i].commit.run_id, error)) for i in left)
                 return
             unclear = _sort_errors(
                 reply, left, outcomes, [each.commit.run_id for each in statements]
@@ -118,7 +118,7 @@ class InsertGroup:
             try:
                 reply = await _command(self._connection, "insert", "documents", bodies)
             except DocumentTooLarge as error:
-                outcomes.update((i, _too_large(statements[i].run_id, error)) for i in left)
+                outcomes.update((i, too_large(statements[i].run_id, error)) for i in left)
                 return
             unclear = _sort_errors(reply, left, outcomes, [each.run_id for each in statements])
             outcomes.update(
@@ -157,7 +157,7 @@ def _sort_errors(
         if is_transient_code(code):
             unclear.add(index)
         elif code in _TOO_LARGE:
-            outcomes[index] = _too_large(run_ids[index], error)
+            outcomes[index] = too_large(run_ids[index], error)
         elif code == _DUPLICATE_KEY:
             outcomes[index] = False
         else:
@@ -170,10 +170,12 @@ def _raise_if(unclear: set[int]) -> None:
         raise AutoReconnect(f"{len(unclear)} statements were interrupted")
 
 
-def _too_large(run_id: str, cause: Exception) -> PayloadTooLarge:
+def too_large(run_id: str, cause: Exception) -> PayloadTooLarge:
+    """Return the error of a document that would grow past what MongoDB allows."""
     error = PayloadTooLarge(
         f"The document of run {run_id!r} would grow past the 16 MB that MongoDB allows; nothing "
-        "was stored. Pass large data by reference (GridFS, an object store).",
+        "was stored. Its context, what it waits with, heartbeats and messages are kept in it: "
+        "pass large data as arguments or results, which are not.",
         run_id=run_id,
     )
     error.__cause__ = cause

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from streamline.clock import to_milliseconds
-from streamline.codec import Failure
+from streamline.codec import Failure, PayloadRef
 from streamline.model import (
     CONTROL,
     MIN_PUT_OFF,
@@ -117,6 +117,8 @@ def committed(run: Run, commit: Commit, now: datetime) -> Run:
     for name in ("output", "error", "ended_at", "expire_at"):
         if (value := getattr(commit, name)) is not None:
             changes[name] = value
+    if commit.spilled:
+        changes["spilled"] = True
     if commit.context is not None:
         changes["context"] = dict(commit.context)
     if commit.awaiting is not None:
@@ -164,6 +166,8 @@ def has_landed(commit: Commit, *, fence: int | None, rev: int | None, generation
 def posted(run: Run, message: Message, slot: str | None, now: datetime) -> Run:
     """Return the run with a message in its inbox, and woken by it."""
     changes: dict[str, Any] = {}
+    if isinstance(message.payload, PayloadRef):
+        changes["spilled"] = True
     if run.status is Status.WAITING:
         changes["due_at"] = now if run.due_at is None else min(now, run.due_at)
     elif run.status is Status.PAUSED and message.kind is MessageKind.CANCEL:

@@ -7,8 +7,9 @@ within `$literal`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from datetime import datetime
 
-from streamline.codec import Failure
+from streamline.codec import Failure, PayloadRef
 from streamline.model import (
     CONTROL,
     ENDED,
@@ -22,6 +23,7 @@ from streamline.model import (
     Run,
     Status,
 )
+from streamline.store.base import REFER_WITHIN
 from streamline.store.encoding import Document, to_builtins
 
 Pipeline = list[Document]
@@ -201,6 +203,8 @@ def _commit_fields(commit: Commit) -> Document:
     for name in ("output", "ended_at", "expire_at"):
         if (value := getattr(commit, name)) is not None:
             fields[name] = value
+    if isinstance(commit.output, PayloadRef):
+        fields["output"] = to_builtins(commit.output)
     if commit.error is not None:
         fields["error"] = to_builtins(commit.error)
     if commit.context is not None:
@@ -211,6 +215,8 @@ def _commit_fields(commit: Commit) -> Document:
         fields["attempts"] = to_builtins(commit.attempts) or None
     if commit.progress:
         fields["recoveries"] = 0
+    if commit.spilled:
+        fields["spilled"] = True
     if commit.archive:
         fields["journal_base"] = commit.journal_base + len(commit.archive)
     if commit.status is not Status.RUNNING:
@@ -263,9 +269,28 @@ def _takes(message: Message, slot: str | None, room: int) -> Document:
         "past.taken": {"$ne": message.id},
         "$expr": {"$not": [pending]} if pending else {"$lte": [INBOX_BYTES, room]},
     }
+    if isinstance(message.payload, PayloadRef):
+        fits |= in_time(message.payload)
     if slot is not None:
         fits["awaiting.id"] = slot
     return fits
+
+
+def in_time(ref: PayloadRef) -> Document:
+    """Match as long as a new reference may be stored; see `RunStore`."""
+    return {"$nor": [{"$expr": {"$gt": ["$$NOW", ref.made_at + REFER_WITHIN]}}]}
+
+
+def create_in_time(document: Document, until: datetime) -> Pipeline:
+    """Make of a document to be inserted this one, until some time; then fail.
+
+    For an upsert by `_id`, which an insert can't replace: the server must look at its clock.
+    """
+    is_new = {"$eq": [{"$type": "$code"}, "missing"]}
+    # Not a constant, which would fail as soon as it is parsed.
+    too_late = {"$toInt": {"$concat": ["too late for ", "$_id"]}}
+    made = {"$cond": [{"$gt": ["$$NOW", until]}, too_late, _literal(document)]}
+    return [{"$replaceWith": {"$cond": [is_new, made, "$$ROOT"]}}]
 
 
 INBOX_BYTES: Document = {"$bsonSize": {"inbox": "$inbox"}}
@@ -295,6 +320,8 @@ def post_update(message: Message, slot: str | None) -> Pipeline:
         fields["status"] = {"$cond": [paused, Status.WAITING.value, "$status"]}
     earlier = {"$min": ["$due_at", "$$NOW"]}
     fields["due_at"] = {"$cond": [_is_status(*woken), earlier, "$due_at"]}
+    if isinstance(message.payload, PayloadRef):
+        fields["spilled"] = True
     if slot is not None:
         others = {"$ne": ["$$this.id", _literal(slot)]}
         fields["awaiting"] = {"$filter": {"input": "$awaiting", "cond": others}}

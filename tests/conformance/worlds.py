@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from abc import ABC, abstractmethod
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import bson
+from bson.objectid import ObjectId
 from pymongo import AsyncMongoClient
 
 from streamline.codec import CODEC_OPTIONS, AesGcm
@@ -48,6 +49,22 @@ class World(ABC):
         """Delete what was archived of a run."""
 
     @abstractmethod
+    async def payloads(self) -> dict[ObjectId, datetime]:
+        """Return which payloads are kept outside of documents, and when a sweep looks at them."""
+
+    @abstractmethod
+    async def expire(self, run_id: str) -> None:
+        """Delete a run's document, as MongoDB does when it expires."""
+
+    @abstractmethod
+    async def lose_payload(self, payload: ObjectId) -> None:
+        """Delete a payload that is kept outside."""
+
+    @abstractmethod
+    async def hurry_sweep(self) -> None:
+        """Let the next sweep look at every payload."""
+
+    @abstractmethod
     async def close(self) -> None: ...
 
 
@@ -74,6 +91,19 @@ class MemoryWorld(World):
 
     async def lose_archive(self, run_id: str) -> None:
         del self._data.archives[run_id]
+
+    async def payloads(self) -> dict[ObjectId, datetime]:
+        return {key: kept.check_at for key, kept in self._data.payloads.kept.items()}
+
+    async def expire(self, run_id: str) -> None:
+        del self._data._documents[run_id]
+
+    async def lose_payload(self, payload: ObjectId) -> None:
+        del self._data.payloads.kept[payload]
+
+    async def hurry_sweep(self) -> None:
+        for kept in self._data.payloads.kept.values():
+            kept.check_at = self._clock.now()
 
     async def close(self) -> None:
         pass
@@ -121,6 +151,20 @@ class MongoWorld(World):
 
     async def lose_archive(self, run_id: str) -> None:
         await self.database.workflow_journal.delete_many({"run": run_id})
+
+    async def payloads(self) -> dict[ObjectId, datetime]:
+        heads = self.database.workflow_payloads.find({}, {"check_at": 1})
+        return {head["_id"]: head["check_at"] async for head in heads}
+
+    async def expire(self, run_id: str) -> None:
+        await self.database.workflow_runs.delete_one({"_id": run_id})
+
+    async def lose_payload(self, payload: ObjectId) -> None:
+        await self.database.workflow_payloads.delete_one({"_id": payload})
+
+    async def hurry_sweep(self) -> None:
+        long_ago = {"$set": {"check_at": datetime(2000, 1, 1, tzinfo=UTC)}}
+        await self.database.workflow_payloads.update_many({}, long_ago)
 
     async def close(self) -> None:
         for store in self._stores:

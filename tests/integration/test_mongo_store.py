@@ -9,7 +9,7 @@ import traceback
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import bson
@@ -18,8 +18,18 @@ import pytest
 from pymongo import AsyncMongoClient
 from pymongo.monitoring import CommandListener
 
+from streamline.codec import PayloadRef
 from streamline.errors import ServerUnavailable
-from streamline.model import Attempt, CommitResult, MessageKind, PostResult, Run, Status
+from streamline.model import (
+    OUTPUT,
+    Attempt,
+    CommitResult,
+    Input,
+    MessageKind,
+    PostResult,
+    Run,
+    Status,
+)
 from streamline.store.connection import UNDER_WAY
 from streamline.store.indexes import RUNS, by_hand
 from streamline.store.mongo import MongoStore
@@ -173,6 +183,36 @@ async def every_verb(store: MongoStore) -> None:
     assert await store.replace_run(held_run(store, fence=9), rev=done.rev, fence=done.fence)
     await store.cancel_unstarted("r", BOOM)
     await store.terminate("r", BOOM)
+    await every_payload_verb(store)
+
+
+async def every_payload_verb(store: MongoStore) -> None:
+    """Keep payloads outside, small and in chunks, and let all of them go again."""
+    refs = [PayloadRef.new(store.clock.now() - timedelta(days=2), 9) for _ in range(4)]
+    for ref, size in zip(refs, (5, 13_000_000, 5, 5), strict=True):
+        await store.put_payload("p", ref, OUTPUT, bson.encode({"v": b"x" * size}), fence=1)
+        await store.load_payload("p", ref, OUTPUT)
+    given = PayloadRef.new(store.clock.now(), 9)
+    run = held_run(store, "p", input=Input(args=[given]), spilled=True, expire_after=60.0)
+    assert (await store.create_run(run))[1]
+    late = message(store, "late", payload=given)
+    assert await store.post("p", late) is PostResult.POSTED
+    entries = (entry(store, "a", refs[0]),)
+    await store.commit(commit_of(run, entries=entries, spilled=True))
+    moved = commit_of(await load(store, "p"), archive=entries, entries=(entry(store, "b"),))
+    await store.commit(moved)
+    later = store.clock.now() + timedelta(days=1)
+    ended = commit_of(
+        await load(store, "p"), Status.DONE, expire_at=later, spilled=True, output=refs[2]
+    )
+    assert await store.commit(ended) is CommitResult.LANDED
+    assert await store.rewind_run(await load(store, "p"), entries)
+    assert await store.sweep_payloads() == 3
+    assert await store.terminate("p", BOOM)
+    done = await load(store, "p")
+    again = held_run(store, "p", input=Input(args=[given]), fence=9, spilled=True)
+    assert await store.replace_run(again, rev=done.rev, fence=done.fence)
+    await store.discard_payload("p", refs[3])
 
 
 async def test_no_query_of_the_store_scans_a_collection(mongod: Mongod) -> None:
@@ -269,7 +309,23 @@ async def posted_to_parked(store: MongoStore) -> tuple[list[str], int] | None:
     return None if run is None else ([each.id for each in run.inbox], run.fence)
 
 
+REF = PayloadRef.new(datetime.now(UTC), 9)
+LARGE = {"input": Input(args=[REF]), "spilled": True}
+
+
+async def put(store: MongoStore) -> list[bytes]:
+    """Put a small payload and one in chunks; return what is there."""
+    sizes = {PayloadRef.new(datetime.now(UTC), size): size for size in (5, 13_000_000)}
+    for ref, size in sizes.items():
+        await store.put_payload("p", ref, OUTPUT, bson.encode({"v": b"x" * size}))
+    loaded = [await store.load_payload("p", ref, OUTPUT) for ref in sizes]
+    return [bson.decode(data)["v"][:1] for data in loaded]
+
+
 VERBS: dict[str, tuple[Verb, object]] = {
+    "put_payload": (put, [b"x", b"x"]),
+    "create_large": (lambda s: created(s, held_run(s, "new", **LARGE)), True),
+    "post_large": (lambda s: s.post("held", message(s, "m", payload=REF)), PostResult.POSTED),
     "create": (lambda s: created(s, held_run(s, "new")), True),
     "replace": (replaced, True),
     "claim_due": (claimed_ids, [("due", 1)]),

@@ -25,7 +25,7 @@ from streamline import (
 )
 from streamline import step as step_
 from streamline import workflow as workflow_
-from streamline.codec import Failure
+from streamline.codec import Failure, PayloadRef
 from streamline.errors import DataCorruption
 from streamline.model import Attempt, Input, MessageKind, Slot, SlotKind
 from streamline.store.memory import MemoryStore
@@ -306,6 +306,56 @@ def test_without_cryptography_the_extra_is_named(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "cryptography.exceptions", None)
     with pytest.raises(ValidationError, match=r"streamline-durable\[crypto\]"):
         codec()
+
+
+# -- payloads kept outside ------------------------------------------------------------------------
+
+LARGE = bson.encode({"v": SECRET * 1000})
+
+
+async def put(store: SealedStore, place: str) -> PayloadRef:
+    ref = PayloadRef.new(store.clock.now(), len(LARGE))
+    await store.put_payload("r", ref, place, LARGE)
+    return ref
+
+
+async def test_payloads_kept_outside_are_sealed(store: SealedStore, data: MemoryData) -> None:
+    ref = await put(store, "output")
+    assert SECRET.encode() not in data.payloads.kept[ref.payload].data
+    assert await store.load_payload("r", ref, "output") == LARGE
+
+
+async def test_a_payload_kept_outside_is_bound_to_its_place(
+    store: SealedStore, data: MemoryData
+) -> None:
+    one, other = await put(store, "journal/step/a/1"), await put(store, "journal/step/b/1")
+    kept = data.payloads.kept
+    with pytest.raises(DataCorruption, match="journal/step/b/1"):
+        await store.load_payload("r", one, "journal/step/b/1")
+    kept[one.payload], kept[other.payload] = kept[other.payload], kept[one.payload]
+    with pytest.raises(DataCorruption, match="journal/step/a/1"):
+        await store.load_payload("r", one, "journal/step/a/1")
+
+
+@pytest.mark.parametrize("stored", [LARGE, b"no document", bson.encode({"sealed": "plain"})])
+async def test_a_payload_that_was_put_there_by_others_is_not_taken(
+    store: SealedStore, data: MemoryData, stored: bytes
+) -> None:
+    ref = await put(store, "output")
+    data.payloads.kept[ref.payload].data = stored
+    with pytest.raises(DataCorruption, match="'output' of run 'r'"):
+        await store.load_payload("r", ref, "output")
+
+
+async def test_payloads_from_before_the_codec_are_read_where_it_accepts_plain_ones(
+    plain: MemoryStore,
+) -> None:
+    ref = PayloadRef.new(plain.clock.now(), len(LARGE))
+    await plain.put_payload("r", ref, "output", LARGE)
+    store = SealedStore(plain, codec(accept_plain=True))
+    assert await store.load_payload("r", ref, "output") == LARGE
+    with pytest.raises(DataCorruption):
+        await SealedStore(plain, codec()).load_payload("r", ref, "output")
 
 
 # -- with an engine -------------------------------------------------------------------------------
