@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from streamline.codec import decode, decode_exception, encode, encode_exception, resolve_type
+from streamline.codec import (
+    Limits,
+    PayloadRef,
+    decode,
+    decode_exception,
+    encode,
+    encode_exception,
+    lift,
+    resolve_type,
+)
 from streamline.definitions import Registry
 from streamline.delivery import Delivery, Letter, not_found
 from streamline.documents import WorkflowRun
@@ -21,9 +30,18 @@ from streamline.events import Event, EventBus
 from streamline.handles import RunControl, RunHandle, StartOptions
 from streamline.ids import check_id, check_name, new_id
 from streamline.launcher import Launcher
-from streamline.model import Message, MessageKind, PostResult, Run, Slot, SlotKind, Status
+from streamline.model import (
+    OUTPUT,
+    Message,
+    MessageKind,
+    PostResult,
+    Run,
+    Slot,
+    SlotKind,
+    Status,
+)
 from streamline.rewinder import Rewinder
-from streamline.store import RunStore
+from streamline.store import RunStore, Spill
 from streamline.waiters import Waiters
 from streamline.worker import Worker
 
@@ -41,7 +59,7 @@ class Control(RunControl):
         launcher: Who starts.
         registry: For the types of results.
         events: Who hears of retries.
-        payload_limit: How many bytes one payload may have.
+        limits: How large payloads may be.
     """
 
     def __init__(
@@ -52,7 +70,7 @@ class Control(RunControl):
         launcher: Launcher,
         registry: Registry,
         events: EventBus,
-        payload_limit: int,
+        limits: Limits,
     ) -> None:
         self._store = store
         self._worker = worker
@@ -60,7 +78,8 @@ class Control(RunControl):
         self._launcher = launcher
         self._registry = registry
         self._events = events
-        self._payload_limit = payload_limit
+        self._limits = limits
+        self._spill = Spill(store)
         self._rewinder = Rewinder(store)
         self._delivery = Delivery(store, worker)
 
@@ -77,6 +96,12 @@ class Control(RunControl):
     async def get_status(self, run_id: str) -> Status:
         return (await self._load(run_id, head=True)).status
 
+    async def load_payload(self, run_id: str, value: Any) -> Any:
+        ref = lift(value)
+        if not isinstance(ref, PayloadRef):
+            return value
+        return await self._spill.find(ref, await self._load(run_id))
+
     async def wait_run(self, run_id: str, timeout: float | None) -> WorkflowRun:
         await self._ended(run_id, timeout)
         return await self.get_run(run_id)
@@ -84,7 +109,7 @@ class Control(RunControl):
     async def result_of(self, run_id: str, timeout: float | None) -> Any:
         run = await self._ended(run_id, timeout)
         if run.status is Status.DONE:
-            return self._decoded(run)
+            return await self._decoded(run)
         error = None if run.error is None else decode_exception(run.error, run_id=run.id)
         if run.status is Status.CANCELLED:
             message = str(error) if error else f"run {run_id!r} was cancelled"
@@ -99,12 +124,13 @@ class Control(RunControl):
             error_code=ErrorCode(run.error.code),
         ) from error
 
-    def _decoded(self, run: Run) -> Any:
+    async def _decoded(self, run: Run) -> Any:
         try:
             returns = self._registry.find_code(run.code).signature.returns
         except WorkflowNotFound:
             returns = Any  # a client that doesn't know the code gets plain data
-        return decode(run.output, returns, what=f"the output of run {run.id!r}")
+        output = await self._spill.load(run.output, run.id, OUTPUT)
+        return decode(output, returns, what=f"the output of run {run.id!r}")
 
     async def _ended(self, run_id: str, timeout: float | None) -> Run:
         if not self._worker.holds(run_id):
@@ -179,7 +205,8 @@ class Control(RunControl):
             # It has ended since we looked: the next look says how.
 
     def _encoded(self, payload: Any, what: str) -> Any:
-        return encode(payload, what=what, limit=self._payload_limit)
+        limits = self._limits
+        return encode(payload, what=what, limit=limits.payload, inline=limits.inline)
 
     def _message(
         self, kind: MessageKind, name: str, payload: Any, message_id: str | None
@@ -238,7 +265,7 @@ class Control(RunControl):
 
     def _check_reason(self, reason: str | None, run_id: str) -> None:
         what = f"the reason given for run {run_id!r}"
-        limit = min(REASON_LIMIT, self._payload_limit)
+        limit = min(REASON_LIMIT, self._limits.payload)
         decode(encode(reason, what=what, limit=limit), str | None, what=what)
 
     async def unpause_run(self, run_id: str) -> None:

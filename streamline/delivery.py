@@ -10,9 +10,10 @@ from collections.abc import Callable
 
 import msgspec
 
+from streamline.codec import LargePayload
 from streamline.errors import RunNotFound, StreamlineError
 from streamline.model import Message, Notice, PostResult, Run, Status
-from streamline.store import RunStore
+from streamline.store import RunStore, Spill
 from streamline.worker import Worker
 
 
@@ -38,6 +39,7 @@ class Delivery:
     def __init__(self, store: RunStore, worker: Worker) -> None:
         self._store = store
         self._worker = worker
+        self._spill = Spill(store)
 
     async def deliver(self, run_id: str, compose: Compose, *, fresh: bool = True) -> PostResult:
         """Bring a run a message that depends on how the run stands.
@@ -79,7 +81,10 @@ class Delivery:
         Raises:
             RunNotFound: There is no such run.
         """
-        result = await self._store.post(run_id, letter.message, slot=letter.slot)
+        message = await self._spill.message(letter.message, run_id)
+        result = await self._store.post(run_id, message, slot=letter.slot)
+        if result is not PostResult.POSTED:
+            await self._spill.discard(letter.message.payload, run_id)
         if result is PostResult.NO_RUN:
             raise not_found(run_id)
         if result is PostResult.POSTED:
@@ -101,7 +106,8 @@ class Delivery:
         seen = driver.seen
         # An id that isn't new may be among archived entries: the store must look for it there.
         letter = _try(compose, seen) if fresh or not seen.journal_base else None
-        if letter is None:
+        # Nothing is to wait for a large payload that is being written.
+        if letter is None or isinstance(letter.message.payload, LargePayload):
             self._worker.put_back(driver)
             return False
         claim = self._worker.scheduler.new_claim()

@@ -11,7 +11,8 @@ from typing import Annotated, Any, ClassVar
 
 import msgspec
 from beanie import Document, init_beanie
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from bson.objectid import ObjectId
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WrapSerializer
 from pymongo.asynchronous.database import AsyncDatabase
 
 from streamline.model import EntryKind, MessageKind, Run, SlotKind, Status
@@ -25,6 +26,16 @@ def _aware(value: datetime) -> datetime:
 Instant = Annotated[datetime, AfterValidator(_aware)]
 
 
+def _as_text(value: Any, serialize: Any) -> Any:
+    if isinstance(value, dict) and isinstance(value.get("payload"), ObjectId):
+        return {**value, "payload": str(value["payload"])}
+    return serialize(value)
+
+
+# Where a large payload is kept outside there is a reference, `{"payload": ObjectId, "size": int}`.
+_Payload = Annotated[Any, WrapSerializer(_as_text, when_used="json")]
+
+
 class _Part(BaseModel):
     # Payloads may hold any bytes; as text they must survive `model_dump_json`.
     model_config: ClassVar[ConfigDict] = ConfigDict(ser_json_bytes="base64")
@@ -33,7 +44,7 @@ class _Part(BaseModel):
 class RunInput(_Part):
     """The encoded arguments of a run, and the context that it began with."""
 
-    args: list[Any] = []
+    args: list[_Payload] = []
     kwargs: dict[str, Any] = {}
     context: dict[str, Any] = {}
 
@@ -60,7 +71,7 @@ class RunEntry(_Part):
     kind: EntryKind
     at: Instant
     fence: int
-    value: Any = None
+    value: _Payload = None
     error: RunFailure | None = None
     context: dict[str, Any] | None = None
     attempt: int = 0
@@ -76,7 +87,7 @@ class RunMessage(_Part):
     kind: MessageKind
     at: Instant
     name: str = ""
-    payload: Any = None
+    payload: _Payload = None
 
 
 class RunSlot(_Part):
@@ -126,7 +137,7 @@ class _RunFields(_Part):
     tags: list[str] = []
     tenant: str | None = None
     priority: int = 0
-    output: Any = None
+    output: _Payload = None
     error: RunFailure | None = None
     journal: list[RunEntry] = []
     journal_base: int = 0
@@ -146,6 +157,7 @@ class _RunFields(_Part):
     expire_at: Instant | None = None
     generation: int = 1
     past: RunPast | None = None
+    spilled: bool = False
 
 
 class WorkflowRun(_RunFields, Document):
@@ -160,7 +172,7 @@ class WorkflowRun(_RunFields, Document):
     @classmethod
     def from_run(cls, run: Run) -> WorkflowRun:
         """Make the document of a run, with or without a connection."""
-        fields = msgspec.to_builtins(run, builtin_types=(datetime, bytes))
+        fields = msgspec.to_builtins(run, builtin_types=(datetime, bytes, ObjectId))
         run_id = fields.pop("_id")
         checked = _RunFields.model_validate(fields)
         given = {name: getattr(checked, name) for name in checked.model_fields_set}

@@ -13,7 +13,7 @@ from pymongo.asynchronous.database import AsyncDatabase
 
 from streamline import tasks
 from streamline.clock import Clock, SystemClock
-from streamline.codec import PayloadCodec
+from streamline.codec import INLINE_LIMIT, PAYLOAD_LIMIT, Limits, PayloadCodec
 from streamline.control import Control
 from streamline.definitions import Registry, Workflow, default_registry
 from streamline.documents import bind_documents
@@ -42,7 +42,6 @@ _log = logging.getLogger(__name__)
 P = ParamSpec("P")
 R = TypeVar("R")
 
-PAYLOAD_LIMIT = 3 * 1024 * 1024
 HOLD = timedelta(milliseconds=500)
 AHEAD = timedelta(milliseconds=250)
 MAX_RECOVERIES = 5
@@ -67,6 +66,8 @@ class Streamline(Engine):
         registry: The definitions to drive; the global registry by default.
         data: Where an embedded mongod keeps its data.
         payload_limit: How many bytes one payload may have: arguments, a result, a message.
+        inline_limit: How many bytes of one are kept in the run's document; larger ones go to the
+            collection `workflow_payloads`, and are loaded when they are needed.
         cache_size: How many parked runs stay in memory, to go on without a replay.
         journal_warning: From how many entries on the journal of a run is warned of, in the log
             and by the event `workflow:long-journal`; None for never.
@@ -86,6 +87,7 @@ class Streamline(Engine):
         registry: Registry | None = None,
         data: Path | str = ".streamline",
         payload_limit: int = PAYLOAD_LIMIT,
+        inline_limit: int = INLINE_LIMIT,
         cache_size: int = 10_000,
         journal_warning: int | None = 10_000,
         server_timeout: Duration = "10s",
@@ -99,7 +101,7 @@ class Streamline(Engine):
         self._lease = to_seconds(lease)
         self._concurrency = concurrency
         self._data = data
-        self._payload_limit = payload_limit
+        self._limits = Limits(payload=payload_limit, inline=inline_limit)
         self._cache_size = cache_size
         self._journal_warning = journal_warning
         self._server_timeout = to_timedelta(server_timeout)
@@ -157,7 +159,7 @@ class Streamline(Engine):
             threaded=isinstance(store.clock, SystemClock),
         )
         self._worker.start(claims=self._works)
-        launcher = Launcher(store, self._worker, self._payload_limit)
+        launcher = Launcher(store, self._worker, self._limits)
         self._control = Control(
             store,
             self._worker,
@@ -165,7 +167,7 @@ class Streamline(Engine):
             launcher,
             self.registry,
             self.events,
-            self._payload_limit,
+            self._limits,
         )
         self._watching = asyncio.get_running_loop().create_task(
             self._watch(store), name="streamline-watch"
@@ -214,7 +216,7 @@ class Streamline(Engine):
             clock=store.clock,
             events=self.events,
             registry=self.registry,
-            payload_limit=self._payload_limit,
+            limits=self._limits,
             hold=HOLD,
             # In memory a claim takes no time.
             ahead=timedelta() if isinstance(store, MemoryStore) else AHEAD,

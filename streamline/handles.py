@@ -54,6 +54,10 @@ class RunControl(ABC):
         """Return the run as stored; raises `RunNotFound`."""
 
     @abstractmethod
+    async def load_payload(self, run_id: str, value: Any) -> Any:
+        """Return what a reference in the run's document stands for; another value as it is."""
+
+    @abstractmethod
     async def get_status(self, run_id: str) -> Status:
         """Return the run's status; raises `RunNotFound`."""
 
@@ -138,8 +142,24 @@ class RunHandle(Generic[R_co]):
         return await self._control.wait_run(self.id, _seconds(timeout))
 
     async def get(self) -> WorkflowRun:
-        """Return the run's document as it is now."""
+        """Return the run's document as it is now; `load` has what its references stand for."""
         return await self._control.get_run(self.id)
+
+    async def load(self, value: Any) -> Any:
+        """Return the payload that a reference in the run's document stands for.
+
+        Large payloads are kept outside of the document, which has `{"payload": ObjectId(...),
+        "size": ...}` instead.
+
+        Args:
+            value: What the document has as an output, a step's value, a message's payload, or as
+                the only argument of an input, which stands for `[args, kwargs]`. A value that is no
+                reference is returned as it is.
+
+        Raises:
+            DataCorruption: The payload is missing, or isn't this run's.
+        """
+        return await self._control.load_payload(self.id, value)
 
     async def status(self) -> Status:
         """Return the run's status as it is now."""

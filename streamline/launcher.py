@@ -9,14 +9,14 @@ from typing import Annotated, Any
 import msgspec
 
 from streamline.clock import to_milliseconds
-from streamline.codec import encode
+from streamline.codec import Limits, encode
 from streamline.definitions import Workflow
 from streamline.durations import to_seconds, to_timedelta
 from streamline.errors import RunConflict, ValidationError
 from streamline.handles import OnExisting, StartOptions
 from streamline.ids import check_id, new_id
 from streamline.model import Claim, Run, Status
-from streamline.store import RunStore
+from streamline.store import RunStore, Spill
 from streamline.worker import Worker
 from streamline.worker.identity import PYTHON
 
@@ -29,13 +29,14 @@ class Launcher:
     Args:
         store: Where the runs go.
         worker: The local worker; None for a client.
-        payload_limit: How many bytes one payload may have.
+        limits: How large payloads may be.
     """
 
-    def __init__(self, store: RunStore, worker: Worker | None, payload_limit: int) -> None:
+    def __init__(self, store: RunStore, worker: Worker | None, limits: Limits) -> None:
         self._store = store
         self._worker = worker
-        self._payload_limit = payload_limit
+        self._limits = limits
+        self._spill = Spill(store)
 
     async def launch(
         self,
@@ -52,13 +53,15 @@ class Launcher:
             RunConflict: The id belongs to a run of another workflow or input.
         """
         run = self._build(flow, args, kwargs, options)
+        # Before the claim: no lease is to run while a large input is being written.
+        await self._spill.run(run)
         worker = self._worker
         if worker is None or run.status is not Status.QUEUED or not worker.reserve(flow):
             await self._create(run, options)
             return run.id
         claim = worker.scheduler.new_claim()
         try:
-            await self._create(_claimed(run, claim), options)
+            await self._create(_claimed(run, claim, self._store.clock.now()), options)
         except BaseException:
             # It may have had its effect: then the run is ours, and nobody else may drive it.
             worker.fetch(run.id, claim.id)
@@ -68,12 +71,22 @@ class Launcher:
         return run.id
 
     async def _create(self, run: Run, options: StartOptions) -> None:
-        stored, created = await self._store.create_run(run)
+        spilled = run
+        if run.input.payload is not None:
+            spilled = await self._spill.run(run)
+            run = msgspec.structs.replace(run, spilled=True)
+        stored, created = await self._store.create_run(spilled)
         # Two creations in one millisecond look like one that was tried again.
         if created and stored.workflow == run.workflow:
             self._hand_over(run)
-        else:
-            await self._resolve(run, stored, options)
+            return
+        try:
+            landed = await self._resolve(run, spilled, stored, options)
+        except RunConflict:
+            await self._spill.discard(run.input.payload, run.id)
+            raise
+        if not landed:
+            await self._spill.discard(run.input.payload, run.id)
 
     # -- building ---------------------------------------------------------------------------------
 
@@ -90,7 +103,10 @@ class Launcher:
         due_at = _due_at(options, now)
         retention = options.expire_after if options.expire_after is not None else flow.retention
         what = f"the arguments of run {run_id!r} of workflow {flow.name!r}"
-        given = flow.signature.encode_input(args, kwargs, what=what, limit=self._payload_limit)
+        limits = self._limits
+        given = flow.signature.encode_input(
+            args, kwargs, what=what, limit=limits.payload, inline=limits.inline
+        )
         context = self._encoded(options.context, f"the context of run {run_id!r}")
         return Run(
             id=run_id,
@@ -114,7 +130,7 @@ class Launcher:
     def _encoded(self, given: Any, what: str) -> dict[str, Any]:
         if not given:
             return {}
-        encoded: dict[str, Any] = encode(dict(given or {}), what=what, limit=self._payload_limit)
+        encoded: dict[str, Any] = encode(dict(given), what=what, limit=self._limits.document)
         return encoded
 
     def _hand_over(self, run: Run) -> None:
@@ -127,8 +143,18 @@ class Launcher:
 
     # -- existing ids -----------------------------------------------------------------------------
 
-    async def _resolve(self, run: Run, stored: Run, options: StartOptions) -> None:
-        """Find out what a start with an existing id means, and do it."""
+    async def _resolve(self, run: Run, spilled: Run, stored: Run, options: StartOptions) -> bool:
+        """Find out what a start with an existing id means, and do it.
+
+        Args:
+            run: The new run, its input at hand.
+            spilled: The same as it is to be stored.
+            stored: The one that has its id.
+            options: How it is started.
+
+        Returns:
+            Whether the new run was stored.
+        """
         while True:
             if stored.workflow != run.workflow:
                 raise RunConflict(
@@ -143,18 +169,30 @@ class Launcher:
                     run_id=run.id,
                 )
             if not (stored.status.ended and options.on_existing == "restart"):
-                return _check_input(run, stored)
+                await self._check_input(run, stored)
+                return False
             fence = stored.fence + max(1, run.fence)
-            replacement = msgspec.structs.replace(run, fence=fence)
+            replacement = msgspec.structs.replace(spilled, fence=fence)
             if await self._store.replace_run(replacement, rev=stored.rev, fence=stored.fence):
-                return self._hand_over(replacement)
+                self._hand_over(msgspec.structs.replace(run, fence=fence))
+                return True
             # Somebody else restarted it in between: that run is the one meant now.
-            stored, created = await self._store.create_run(run)
+            stored, created = await self._store.create_run(spilled)
             if created:
-                return self._hand_over(run)
+                self._hand_over(run)
+                return True
+
+    async def _check_input(self, run: Run, stored: Run) -> None:
+        given = await self._spill.input(stored.first_input, run.id)
+        if given.arguments() != run.input.arguments():
+            raise RunConflict(
+                f"run {run.id!r} exists with another input; choose another id, or start it with "
+                "the same arguments",
+                run_id=run.id,
+            )
 
 
-def _claimed(run: Run, claim: Claim) -> Run:
+def _claimed(run: Run, claim: Claim, now: datetime) -> Run:
     """Return a new run claimed from the start: the claim goes with the write that creates it."""
     return msgspec.structs.replace(
         run,
@@ -163,18 +201,8 @@ def _claimed(run: Run, claim: Claim) -> Run:
         claim=claim.id,
         fence=run.fence + 1,
         started_at=run.created_at,
-        due_at=run.created_at + timedelta(seconds=claim.lease),
+        due_at=now + timedelta(seconds=claim.lease),
     )
-
-
-def _check_input(run: Run, stored: Run) -> None:
-    first = stored.first_input
-    if (first.args, first.kwargs) != (run.input.args, run.input.kwargs):
-        raise RunConflict(
-            f"run {run.id!r} exists with another input; choose another id, or start it with the "
-            "same arguments",
-            run_id=run.id,
-        )
 
 
 class _AsGiven(msgspec.Struct):

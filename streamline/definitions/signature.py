@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any, get_type_hints
 
-from streamline.codec import decode, encode
+from streamline.codec import LargePayload, decode, encode
 from streamline.errors import ValidationError
 from streamline.model import Input
 
@@ -51,16 +51,32 @@ class Signature:
         return self.hints.get("return", Any)
 
     def encode_input(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], *, what: str, limit: int
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        what: str,
+        limit: int,
+        inline: int | None = None,
     ) -> Input:
         """Return encoded arguments, once they are known to fit the parameters.
+
+        Args:
+            args: The positional ones.
+            kwargs: The named ones.
+            what: A phrase for error messages.
+            limit: The largest size, in bytes of BSON.
+            inline: Beyond this size they are one `LargePayload`.
 
         Raises:
             ValidationError: They don't fit the signature or the annotations, or can't be stored.
             PayloadTooLarge: They are larger than `limit` bytes.
         """
-        encoded = encode([list(args), kwargs], what=what, limit=limit)
-        given = Input(args=encoded[0], kwargs=encoded[1])
+        encoded = encode([list(args), kwargs], what=what, limit=limit, inline=inline)
+        if isinstance(encoded, LargePayload):
+            given = Input().with_payload(encoded)
+        else:
+            given = Input(args=encoded[0], kwargs=encoded[1])
         self.decode_input(given, what=what)
         return given
 
@@ -70,7 +86,8 @@ class Signature:
         Raises:
             ValidationError: They don't fit the signature or the annotations.
         """
-        bound = self._bind(tuple(given.args), dict(given.kwargs), what=what)
+        args, kwargs = given.arguments()
+        bound = self._bind(tuple(args), dict(kwargs), what=what)
         for name, value in bound.arguments.items():
             kind = self._signature.parameters[name].kind
             hint = self.hints.get(name, Any)

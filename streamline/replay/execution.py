@@ -17,11 +17,19 @@ from datetime import datetime, timedelta
 from types import MappingProxyType
 from typing import Any, NoReturn
 
-from streamline.codec import Failure, decode, decode_exception, encode, type_reference
+from streamline.codec import (
+    Dropped,
+    Failure,
+    decode,
+    decode_exception,
+    encode,
+    kept,
+    type_reference,
+)
 from streamline.context import BodyRuntime, enter_runtime
 from streamline.definitions import Step, Workflow
-from streamline.errors import StepNotFound, ValidationError
-from streamline.model import Entry, EntryKind, Run, Slot, SlotKind
+from streamline.errors import PayloadTooLarge, StepNotFound, ValidationError
+from streamline.model import Entry, EntryKind, Input, Run, Slot, SlotKind
 from streamline.replay.commands import (
     Command,
     SlotCommand,
@@ -51,7 +59,8 @@ class Execution(BodyRuntime):
     Args:
         run: The run as claimed; its journal is not read here.
         workflow: The definition whose body runs.
-        limit: How many bytes a payload may have.
+        limit: How many bytes a payload may have that is kept in the document: the context, what a
+            wait asks with.
         recorded: All entries that will be replayed; which ids are recorded is known beforehand.
     """
 
@@ -68,6 +77,7 @@ class Execution(BodyRuntime):
         self.cancels: int = 0
         self.cancel_reason: str | None = None
         self.step_errors: list[tuple[BaseException, Failure]] = []
+        self._input: Input | None = run.input
         self._limit = limit
         self._now = run.body_began_at
         self._loop = ReplayLoop(run.id, self, self._now.timestamp())  # type: ignore[abstract]
@@ -98,6 +108,8 @@ class Execution(BodyRuntime):
             ValidationError: The stored input doesn't fit the function.
         """
         args, kwargs = self.workflow_input()
+        if self._input is not None and isinstance(kept(self._input.payload), Dropped):
+            self._input = None
         self._replaying = replaying
         # An empty one: context variables of whoever drives this are not the same on a replay.
         self._main = self._loop.create_task(
@@ -232,7 +244,7 @@ class Execution(BodyRuntime):
             value = decode(entry.value, returns, what=what)
         except ValidationError as error:
             raise retyped(self.run, entry, self.position, error) from error
-        self._outputs[entry.id] = (entry.value, returns)
+        self._outputs[entry.id] = (kept(entry.value), returns)
         command.future.set_result(value)
 
     def _resolve_slot(self, entry: Entry, command: SlotCommand) -> None:
@@ -381,11 +393,23 @@ class Execution(BodyRuntime):
                 step=step_id,
             )
         encoded, returns = self._outputs[step_id]
+        if isinstance(encoded, Dropped):
+            raise PayloadTooLarge(
+                f"the output of step {step_id!r} of run {self.run.id!r}, {encoded.size:,} bytes, "
+                "is too large to be asked for again; pass it on as an argument",
+                run_id=self.run.id,
+                step=step_id,
+            )
         return decode(encoded, returns, what=f"the output of {step_id!r}")
 
     def workflow_input(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         what = f"the input of run {self.run.id!r} of workflow {self.run.workflow!r}"
-        return self.workflow.signature.decode_input(self.run.input, what=what)
+        if self._input is None:
+            raise PayloadTooLarge(
+                f"{what} is too large to be asked for again; pass it on as an argument",
+                run_id=self.run.id,
+            )
+        return self.workflow.signature.decode_input(self._input, what=what)
 
     def now(self) -> datetime:
         return self._now

@@ -138,7 +138,7 @@ class CrashTest(Generic[R]):
             error = document.error
             outcome = (
                 document.status,
-                document.output,
+                await handle.load(document.output),
                 None if error is None else (error.code, error.type, error.message, error.step),
             )
             return outcome, await _result(handle, document.status), point.commits

@@ -13,14 +13,14 @@ from typing import Any
 import msgspec
 from bson import json_util
 
-from streamline.codec import decode_exception, encode
+from streamline.codec import PAYLOAD_LIMIT, PayloadRef, decode_exception, encode
 from streamline.definitions import Workflow
-from streamline.errors import NonDeterminism
+from streamline.errors import NonDeterminism, ValidationError
 from streamline.model import Entry, Run, Slot, Status
 from streamline.replay import Cancelled, Continued, Execution, Outcome, Returned, SlotCommand
-from streamline.store.encoding import from_document, to_document
+from streamline.store.encoding import from_document, references_of, to_document
 
-_LIMIT = 16 * 1024 * 1024
+_LIMIT = PAYLOAD_LIMIT
 _WRITE = json_util.RELAXED_JSON_OPTIONS
 _READ = json_util.JSONOptions(tz_aware=True)
 
@@ -44,9 +44,13 @@ def export_history(run: Run, archived: Sequence[Entry] = ()) -> str:
     """Return a run as a history.
 
     Args:
-        run: The run as its store returns it.
+        run: The run as its store returns it; one that has large payloads, as `with_payloads` does.
         archived: The entries that were moved out of its document.
+
+    Raises:
+        ValidationError: Its large payloads are not in it.
     """
+    _check_whole(run, archived)
     whole = msgspec.structs.replace(run, journal=[*archived, *run.journal], journal_base=0)
     return json_util.dumps(
         to_document(whole), json_options=json_util.RELAXED_JSON_OPTIONS, indent=1
@@ -70,10 +74,12 @@ def replay(flow: Workflow[..., Any], history: str | bytes | Run) -> Replayed:
         history: What `export_history` returned, or the run itself.
 
     Raises:
+        ValidationError: Large payloads of the run are not in it; see `export_history`.
         NonDeterminism: The code asks for something else than is recorded, or the run ended and the
             code now ends otherwise.
     """
     run = history if isinstance(history, Run) else import_history(history)
+    _check_whole(run)
     execution = Execution(run, flow, limit=_LIMIT, recorded=run.journal)
     try:
         execution.start(replaying=True)
@@ -120,3 +126,12 @@ def _recorded_ending(run: Run) -> tuple[str, Any]:
     if run.status is Status.CANCELLED or run.error is None:
         return run.status.value, None
     return "failed", str(decode_exception(run.error, run_id=run.id))
+
+
+def _check_whole(run: Run, archived: Sequence[Entry] = ()) -> None:
+    if references_of(run) or any(type(entry.value) is PayloadRef for entry in archived):
+        raise ValidationError(
+            f"Run {run.id!r} has large payloads that are kept outside of it. Put them in: "
+            "`await with_payloads(engine.store, run, archived)`",
+            run_id=run.id,
+        )

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from streamline.codec import decode, encode
+from streamline.codec import Limits, decode, encode
 from streamline.context import StepRuntime, enter_runtime
 from streamline.errors import InvalidState, StepTimeout
 from streamline.model import Run
@@ -44,7 +44,7 @@ class StepAttempt(StepRuntime):
         timeout: How long it may take.
         last_heartbeat: The details of an earlier attempt's last heartbeat.
         on_heartbeat: Called in the event loop with the encoded details of each heartbeat.
-        limit: How many bytes a payload may have.
+        limits: How large payloads may be.
         threads: Where plain functions run.
     """
 
@@ -57,7 +57,7 @@ class StepAttempt(StepRuntime):
         timeout: timedelta | None,
         last_heartbeat: Any,
         on_heartbeat: Callable[[Any], None],
-        limit: int,
+        limits: Limits,
         threads: Executor | None = None,
     ) -> None:
         self.threads = threads
@@ -71,7 +71,7 @@ class StepAttempt(StepRuntime):
         self._command = command
         self._timeout = None if timeout is None else timeout.total_seconds()
         self._on_heartbeat = on_heartbeat
-        self._limit = limit
+        self._limits = limits
         self._changes: dict[str, Any] = {}
         self._loop = asyncio.get_running_loop()
         self._silence: asyncio.Timeout | None = None
@@ -95,7 +95,8 @@ class StepAttempt(StepRuntime):
 
     def _encode(self, returned: Any) -> Any:
         what = f"the result of step {self.step_id!r} of run {self.run.id!r}"
-        value = encode(returned, what=what, limit=self._limit)
+        limits = self._limits
+        value = encode(returned, what=what, limit=limits.payload, inline=limits.inline)
         # Read back now: a result that doesn't fit its annotation must fail here, not in a replay.
         decode(value, self._command.step.signature.returns, what=what)
         return value
@@ -163,7 +164,7 @@ class StepAttempt(StepRuntime):
 
     def set_context(self, changes: Mapping[str, Any]) -> None:
         what = f"the context of run {self.run.id!r}"
-        self._changes.update(encode(dict(changes), what=what, limit=self._limit))
+        self._changes.update(encode(dict(changes), what=what, limit=self._limits.document))
 
     def output_of(self, step_id: str) -> Any:
         return self._execution.output_of(step_id)
@@ -194,7 +195,7 @@ class StepAttempt(StepRuntime):
                 step=self.step_id,
             )
         what = f"the heartbeat of step {self.step_id!r} of run {self.run.id!r}"
-        encoded = encode(details, what=what, limit=self._limit)
+        encoded = encode(details, what=what, limit=self._limits.document)
         if _in_loop(self._loop):
             # At once: the attempt may end before the loop turns again.
             self._beat(encoded)

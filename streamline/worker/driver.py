@@ -16,9 +16,11 @@ from typing import Any, TypeVar
 import msgspec
 
 from streamline.clock import Alarm
+from streamline.codec import LargePayload
 from streamline.definitions import Workflow
 from streamline.errors import LeaseLost, NonDeterminism, PayloadTooLarge, ServerUnavailable
-from streamline.model import Commit, CommitResult, EntryKind, MessageKind, Run, Status
+from streamline.model import Commit, CommitResult, Entry, EntryKind, MessageKind, Run, Status
+from streamline.store import Spill
 from streamline.worker import generations
 from streamline.worker.ending import Ending, fail
 from streamline.worker.guards import guards
@@ -63,6 +65,7 @@ class RunDriver:
         """When the claim runs out unless it is renewed; None where nothing tells."""
         self._workflow = workflow
         self._services = services
+        self._spill = Spill(services.store)
         self._on_turn = on_turn
         self._wake = asyncio.Event()
         self._waiting = False
@@ -216,6 +219,9 @@ class RunDriver:
             await self._look_at_inbox()
             session = self._live
             session.absorb()
+            if session.inbox.wanted is not None:
+                await self._supply(session)
+                continue
             ending = session.ending()
             status = self._next_status(session, ending)
             if crowded := self._is_crowded_out(session, status):
@@ -270,10 +276,27 @@ class RunDriver:
     async def _open(self, run: Run) -> None:
         store = self._services.store
         archived = await self._persist(lambda: store.load_archive(run.id, run.journal_base))
-        self._session = Session(
+        if run.input.payload is not None:
+            given = await self._persist(lambda: self._spill.input(run.input, run.id))
+            run = msgspec.structs.replace(run, input=given)
+        session = Session(
             run, archived, self._workflow, self._services, self._board, self._news, self._on_turn
         )
-        self.run = self._session.run
+        await session.replay(self._at_hand)
+        self._session = session
+        self.run = session.run
+
+    async def _at_hand(self, entry: Entry) -> Entry:
+        return await self._persist(lambda: self._spill.entry(entry, self.id))
+
+    async def _supply(self, session: Session) -> None:
+        """Load the large payload of the message that is to be taken next."""
+        message = session.inbox.wanted
+        assert message is not None
+        payload = await self._persist(
+            lambda: self._spill.load(message.payload, self.id, message.place)
+        )
+        session.inbox.supply(message.with_payload(payload))
 
     async def _rebuild(self, session: Session) -> None:
         """Throw away what isn't committed but the facts of steps, and start from what is stored."""
@@ -306,6 +329,8 @@ class RunDriver:
         run = await self._persist(lambda: store.load_run(self.id, journal=journal))
         if run is None or run.fence != self.run.fence or run.status is not Status.RUNNING:
             raise self._lease_lost()
+        if run.spilled:  # by a message
+            self.run = msgspec.structs.replace(self.run, spilled=True)
         return run
 
     def _lease_lost(self) -> LeaseLost:
@@ -371,6 +396,7 @@ class RunDriver:
             archive=session.tail.to_archive(),
             journal_base=session.tail.base,
             generation=self.run.generation,
+            spilled=self.run.spilled or session.tail.has_large,
         )
         if ending is None:
             return commit
@@ -384,6 +410,7 @@ class RunDriver:
         return msgspec.structs.replace(
             commit,
             output=ending.output,
+            spilled=commit.spilled or isinstance(ending.output, LargePayload),
             error=ending.failure,
             ended_at=now,
             expire_at=None if keep is None else now + timedelta(seconds=keep),
@@ -414,7 +441,10 @@ class RunDriver:
     async def _write(self, commit: Commit) -> CommitResult:
         self.continuing = commit.continuation is not None
         try:
-            return await self._persist(lambda: self._services.store.commit(commit))
+            spilled = commit
+            if commit.spilled:
+                spilled = await self._persist(lambda: self._spill.commit(commit))
+            return await self._persist(lambda: self._services.store.commit(spilled))
         finally:
             self.continuing = False
 
@@ -455,6 +485,7 @@ class RunDriver:
             rev=commit.rev + 1,
             fence=commit.next_fence,
             status=commit.status,
+            spilled=run.spilled or commit.spilled,
             context=run.context if commit.context is None else dict(commit.context),
             output=commit.output,
             error=commit.error,

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from streamline.codec import Failure, encode, encode_exception
+from streamline.codec import Failure, Limits, encode, encode_exception
 from streamline.definitions import Workflow
 from streamline.errors import (
     ErrorCode,
@@ -34,7 +34,7 @@ class Ending(msgspec.Struct, frozen=True, kw_only=True):
     continues_with: Input | None = None
 
 
-def settle(execution: Execution, run: Run, workflow: Workflow[..., Any], limit: int) -> Ending:
+def settle(execution: Execution, run: Run, workflow: Workflow[..., Any], limits: Limits) -> Ending:
     """Return how a run ends, or this generation of it, whose body has an outcome."""
     outcome = execution.outcome
     if isinstance(outcome, Continued):
@@ -44,7 +44,8 @@ def settle(execution: Execution, run: Run, workflow: Workflow[..., Any], limit: 
     if isinstance(outcome, Returned):
         what = f"the result of run {run.id!r} of workflow {workflow.name!r}"
         try:
-            return Ending(status=Status.DONE, output=encode(outcome.value, what=what, limit=limit))
+            output = encode(outcome.value, what=what, limit=limits.payload, inline=limits.inline)
+            return Ending(status=Status.DONE, output=output)
         except (ValidationError, PayloadTooLarge) as error:
             return fail(error, run, execution)
     assert outcome is not None

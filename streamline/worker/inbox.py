@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from streamline.codec import PayloadRef
 from streamline.model import Message, MessageKind, Run, Slot, SlotKind
 
 
@@ -13,7 +14,10 @@ class Inbox:
     def __init__(self, run: Run) -> None:
         self.seq: int = run.inbox_seq
         self.taken: list[str] = []
+        self.wanted: Message | None = None
+        """The message that would be taken next, were its large payload at hand."""
         self._messages = list(run.inbox)
+        self._supplied: dict[str, Message] = {}
 
     @property
     def empty(self) -> bool:
@@ -24,17 +28,32 @@ class Inbox:
         """Take in the inbox as it is stored now, less what was taken."""
         self.seq = run.inbox_seq
         taken = set(self.taken)
-        self._messages = [message for message in run.inbox if message.id not in taken]
+        left = [message for message in run.inbox if message.id not in taken]
+        if self._supplied:
+            left = [self._supplied.get(message.id, message) for message in left]
+        self._messages = left
+
+    def supply(self, message: Message) -> None:
+        """Take in the wanted message with its payload."""
+        self.wanted = None
+        self._supplied[message.id] = message
+        self._messages = [message if each.id == message.id else each for each in self._messages]
 
     def take(self, slots: Iterable[Slot]) -> tuple[Message, Slot | None] | None:
         """Take the first message that something waits for: a cancel, or one that fits a slot.
 
         Returns:
-            The message and the slot that it fits, None for a cancel; or None if there is nothing.
+            The message and the slot that it fits, None for a cancel; or None if there is nothing,
+            or something is `wanted` first.
         """
+        self.wanted = None
         for index, message in enumerate(self._messages):
             slot = next((slot for slot in slots if _fits(message, slot)), None)
             if slot is not None or message.kind is MessageKind.CANCEL:
+                if type(message.payload) is PayloadRef:
+                    self.wanted = message
+                    return None
+                self._supplied.pop(message.id, None)
                 del self._messages[index]
                 self.taken.append(message.id)
                 if message.kind is MessageKind.CANCEL:

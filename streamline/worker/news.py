@@ -6,7 +6,7 @@ import logging
 from datetime import datetime
 from typing import Any
 
-from streamline.codec import decode_exception
+from streamline.codec import decode_exception, native_of
 from streamline.events import Event, EventBus
 from streamline.model import Commit, Entry, EntryKind, Run, Status
 
@@ -51,7 +51,12 @@ class News:
             error = None if commit.error is None else decode_exception(commit.error, run_id=run.id)
             self._gathered.append(
                 Event(
-                    name=name, at=now, run_id=run.id, workflow=run.workflow, error=error, data=data
+                    name=name,
+                    at=now,
+                    run_id=run.id,
+                    workflow=run.workflow,
+                    error=error,
+                    data=native_of(data),
                 )
             )
 
@@ -102,6 +107,6 @@ class News:
                 step=entry.id,
                 attempt=entry.attempt,
                 error=error,
-                data=entry.value if entry.kind is EntryKind.STEP else entry.retry_at,
+                data=native_of(entry.value) if entry.kind is EntryKind.STEP else entry.retry_at,
             )
         )

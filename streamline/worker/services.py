@@ -9,6 +9,7 @@ from datetime import timedelta
 import msgspec
 
 from streamline.clock import Clock
+from streamline.codec import Limits
 from streamline.definitions import Registry, Step
 from streamline.events import EventBus
 from streamline.store import RunStore
@@ -21,8 +22,7 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
     clock: Clock
     events: EventBus
     registry: Registry
-    payload_limit: int
-    """How many bytes one payload may have."""
+    limits: Limits
     hold: timedelta
     """A run whose next timer or retry is nearer than this isn't parked but kept."""
     ahead: timedelta

@@ -8,14 +8,15 @@ away and builds another from what is stored.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from typing import Any
 
 import msgspec
 
+from streamline.codec import LargePayload
 from streamline.definitions import Workflow
-from streamline.errors import NonDeterminism, ValidationError
+from streamline.errors import ValidationError
 from streamline.model import Entry, EntryKind, MessageKind, Run, Slot, SlotKind
 from streamline.replay import (
     CANCEL,
@@ -63,13 +64,15 @@ class Session:
     ) -> None:
         recorded = [*archived, *run.journal]
         # The journal is in the body now; a parked run must not hold it twice.
-        self.run: Run = msgspec.structs.replace(run, journal=[], inbox=[])
+        bare = msgspec.structs.replace(run, journal=[], inbox=[])
         self.inbox: Inbox = Inbox(run)
         self.tail: JournalTail = JournalTail(run.journal_base, run.journal)
         self.awaiting: tuple[Slot, ...] = tuple(run.awaiting)
         self.body: Execution = Execution(
-            self.run, workflow, limit=services.payload_limit, recorded=recorded
+            bare, workflow, limit=services.limits.document, recorded=recorded
         )
+        self.run: Run = _without_content(bare)
+        self.body.run = self.run
         self._workflow = workflow
         self._services = services
         self._board = board
@@ -80,11 +83,10 @@ class Session:
         earlier = () if run.past is None else run.past.taken
         self.message_ids: deque[str] = deque([*earlier, *taken], KEPT_IDS)
         """The ids of the last messages taken, those of earlier generations included."""
-        self._forced: Ending | None = None
-        if run.recoveries > services.max_recoveries:
-            self._forced = poisoned(run)
-        else:
-            self._replay(recorded)
+        self._settled: Ending | None = None
+        self._recorded = recorded
+        poisonous = run.recoveries > services.max_recoveries
+        self._forced: Ending | None = poisoned(run) if poisonous else None
 
     def reclaim(self, run: Run) -> None:
         """Go on under another claim of the same, parked, run."""
@@ -101,19 +103,46 @@ class Session:
         """Drop the body."""
         self.body.evict()
 
-    def _replay(self, recorded: list[Entry]) -> None:
-        self._on_turn(self.run.id)
+    async def replay(self, at_hand: Callable[[Entry], Awaitable[Entry]]) -> None:
+        """Bring the body to where the journal ends.
+
+        Args:
+            at_hand: Returns an entry with its value, which may be kept outside of the journal.
+        """
+        recorded, self._recorded = self._recorded, []
+        if self._forced is not None:
+            return
         try:
-            self.body.start(replaying=self.run.rev > self.run.body_began_rev)
-            self.body.replay(recorded)
+            self._start()
+            if not self.run.spilled:
+                self._apply_recorded(recorded)
+            else:
+                # One by one: together, large results may take more memory than there is.
+                for entry in recorded:
+                    self._apply_recorded([await at_hand(entry)])
         except ValidationError as error:  # an input that can't be read fails the run at once
             self._forced = fail(error, self.run, self.body)
             return
-        except NonDeterminism:
+        except BaseException:
             self.body.evict()
             raise
+        self._take_recorded_commands(recorded)
+
+    def _start(self) -> None:
+        self._on_turn(self.run.id)
+        try:
+            self.body.start(replaying=self.run.rev > self.run.body_began_rev)
         finally:
             self._on_turn(None)
+
+    def _apply_recorded(self, recorded: Sequence[Entry]) -> None:
+        self._on_turn(self.run.id)
+        try:
+            self.body.replay(recorded)
+        finally:
+            self._on_turn(None)
+
+    def _take_recorded_commands(self, recorded: Sequence[Entry]) -> None:
         failures: dict[str, list[Entry]] = {}
         for entry in recorded:
             if entry.kind is EntryKind.ATTEMPT:
@@ -148,7 +177,9 @@ class Session:
             return None
         if self.body.outcome is not None and not self._winding_up:
             return None
-        return self._next_message() or self._next_fact() or self._next_timer()
+        if (entry := self._next_message()) is not None or self.inbox.wanted is not None:
+            return entry
+        return self._next_fact() or self._next_timer()
 
     def _next_message(self) -> Entry | None:
         taken = None if self.inbox.empty else self.inbox.take(self.open_slots())
@@ -219,8 +250,7 @@ class Session:
     def force(self, error: Exception) -> None:
         """Let the run fail with an error of the engine, and forget what can't be written."""
         self._forced = fail(error, self.run, self.body)
-        self.tail.pending.clear()
-        self.tail.pending_bytes = 0
+        self.tail.clear()
 
     @property
     def forced(self) -> bool:
@@ -237,7 +267,9 @@ class Session:
             # Messages go first, so this cancel can only have come before the body began; the body
             # ended without awaiting anything and never saw it.
             return cancelled(self.run, taken[0].payload)
-        return settle(self.body, self.run, self._workflow, self._services.payload_limit)
+        if self._settled is None:  # once: an output may be large
+            self._settled = settle(self.body, self.run, self._workflow, self._services.limits)
+        return self._settled
 
     def next_due(self) -> datetime | None:
         """Return when the next timer or retry is due."""
@@ -276,3 +308,11 @@ class Session:
     def context_changed(self) -> bool:
         """Whether the run's own state differs from what is stored."""
         return self.body.context != self.run.context
+
+
+def _without_content(run: Run) -> Run:
+    """Return a run whose large input is left to the body."""
+    payload = run.input.payload
+    if not isinstance(payload, LargePayload) or payload.ref is None:
+        return run
+    return msgspec.structs.replace(run, input=run.input.with_payload(payload.ref))

@@ -186,7 +186,7 @@ class StepBoard:
             timeout=state.timeout,
             last_heartbeat=state.heartbeat,
             on_heartbeat=lambda details: self._beat(state, details),
-            limit=self._services.payload_limit,
+            limits=self._services.limits,
             threads=self._services.threads,
         )
         state.task = asyncio.get_running_loop().create_task(

@@ -7,11 +7,13 @@ from typing import Any
 
 import bson
 
+from streamline.codec import LargePayload, PayloadRef, without_content
 from streamline.model import Entry
 
 MAX_ENTRIES = 200
 MAX_BYTES = 256 * 1024
 """Past this, appending to the document costs more with each step; see DESIGN, long journals."""
+_REFERENCE = 50
 
 
 class JournalTail:
@@ -22,6 +24,7 @@ class JournalTail:
         self.stored: list[Entry] = list(entries)
         self.pending: list[Entry] = []
         self.pending_bytes: int = 0
+        self._outside_bytes = 0  # of those pending, which won't be in the document
         self._stored_bytes = sum(size_of(entry) for entry in self.stored)
 
     def __len__(self) -> int:
@@ -32,6 +35,18 @@ class JournalTail:
         """Add an entry that is applied and waits for its commit."""
         self.pending.append(entry)
         self.pending_bytes += size_of(entry)
+        if type(entry.value) is LargePayload:
+            self._outside_bytes += len(entry.value.data)
+
+    @property
+    def has_large(self) -> bool:
+        """Whether a payload is pending that is to be kept outside of the document."""
+        return self._outside_bytes > 0
+
+    def clear(self) -> None:
+        """Forget what is pending."""
+        self.pending.clear()
+        self.pending_bytes = self._outside_bytes = 0
 
     def to_archive(self) -> tuple[Entry, ...]:
         """Return the entries that the next commit should move out; none most of the time."""
@@ -46,10 +61,12 @@ class JournalTail:
             self.base += archived
             self.stored.clear()
             self._stored_bytes = 0
+        if self.has_large:
+            # The content is in the body now, and in the store.
+            self.pending = [e.with_value(without_content(e.value)) for e in self.pending]
         self.stored.extend(self.pending)
-        self._stored_bytes += self.pending_bytes
-        self.pending.clear()
-        self.pending_bytes = 0
+        self._stored_bytes += self.pending_bytes - self._outside_bytes
+        self.clear()
 
 
 def size_of(entry: Entry) -> int:
@@ -65,4 +82,8 @@ def _size(value: Any) -> int:
         return 8
     if isinstance(value, (str, bytes)):
         return len(value)
+    if isinstance(value, LargePayload):
+        return len(value.data)
+    if isinstance(value, PayloadRef):
+        return _REFERENCE
     return len(bson.encode({"v": value}))

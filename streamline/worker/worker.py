@@ -26,6 +26,7 @@ from streamline.worker.leases import LeaseKeeper
 from streamline.worker.neighbours import Neighbours
 from streamline.worker.scheduler import Scheduler
 from streamline.worker.services import Services
+from streamline.worker.sweeper import Sweeper
 
 _log = logging.getLogger(__name__)
 
@@ -109,9 +110,11 @@ class Worker:
             self._background = [loop.create_task(self.scheduler.run(), name="streamline-scheduler")]
             if self._threaded:
                 neighbours = Neighbours(self._services.store, self.id, self.scheduler.notice_due)
-                self._background.append(
-                    loop.create_task(neighbours.watch(), name="streamline-neighbours")
-                )
+                sweeper = Sweeper(self._services.store)
+                self._background += [
+                    loop.create_task(neighbours.watch(), name="streamline-neighbours"),
+                    loop.create_task(sweeper.run(), name="streamline-sweeper"),
+                ]
 
     async def stop(self, drain: float) -> None:
         """Stop: no new claims; running steps get `drain` seconds; then claims are handed back."""

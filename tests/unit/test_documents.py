@@ -172,6 +172,7 @@ def test_a_document_shows_each_field_of_a_run() -> None:
         expire_after=9.0,
         expire_at=NOW,
         generation=2,
+        spilled=True,
         past=Past(input=Input(args=["first"]), at=NOW, rev=3, taken=["m"]),
     )
     unset = [

@@ -20,6 +20,7 @@ from streamline import (
     Status,
     StepFailed,
     StepTimeout,
+    Streamline,
     ValidationError,
     current,
     receive,
@@ -28,6 +29,7 @@ from streamline import (
     workflow,
 )
 from streamline.store.encoding import to_document
+from streamline.store.memory import MemoryStore
 
 
 async def failed(handle):
@@ -271,7 +273,7 @@ async def test_a_step_that_raises_cancelled_error_by_itself_is_a_failed_step(wor
 
 async def test_a_payload_that_is_too_large_is_refused_where_it_is_made(world):
     """E1: PAYLOAD_TOO_LARGE"""
-    big = "x" * 4_000_000
+    big = "x" * 400_000
 
     @world.step(name="download")
     async def download() -> str:
@@ -283,17 +285,27 @@ async def test_a_payload_that_is_too_large_is_refused_where_it_is_made(world):
             await receive("box")
         return big if text == "return" else await download()
 
-    with pytest.raises(PayloadTooLarge, match="the arguments of run"):
-        await flow.start(big)
-    waiting = await flow.start("receive")
-    await until_status(waiting, Status.WAITING)
-    with pytest.raises(PayloadTooLarge, match="the message to 'box'"):
-        await waiting.send("box", big)
-    for text, what in (("step", "the result of step 'download'"), ("return", "the result of run")):
-        error, run = await failed(await flow.start(text))
-        assert error.error_code == "PAYLOAD_TOO_LARGE"
-        assert what in run.error.message
-        assert run.id in run.error.message
+    limits = {"payload_limit": 300_000, "inline_limit": 1000}
+    async with Streamline(store=MemoryStore(), registry=world.registry, **limits):
+        with pytest.raises(PayloadTooLarge, match="the arguments of run"):
+            await flow.start(big)
+        waiting = await flow.start("receive")
+        await until_status(waiting, Status.WAITING)
+        with pytest.raises(PayloadTooLarge, match="the message to 'box'"):
+            await waiting.send("box", big)
+        for text, what in (("step", "result of step 'download'"), ("return", "result of run")):
+            error, run = await failed(await flow.start(text))
+            assert error.error_code == "PAYLOAD_TOO_LARGE"
+            assert what in run.error.message
+            assert run.id in run.error.message
+
+
+@pytest.mark.parametrize(
+    "limits", [{"payload_limit": 0}, {"payload_limit": 2**31}, {"inline_limit": 2**23}]
+)
+def test_limits_that_make_no_sense_are_refused(limits):
+    with pytest.raises(ValidationError, match=next(iter(limits))):
+        Streamline(store=MemoryStore(), **limits)
 
 
 async def test_many_results_that_do_not_fit_one_document_fail_the_run_clearly(world):
