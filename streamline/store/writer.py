@@ -14,7 +14,7 @@ from typing import Generic, Protocol, TypeVar
 MAX_COUNT = 500
 MAX_BYTES = 8 * 1024 * 1024
 MAX_IN_FLIGHT = 3
-COMPANY = 16
+COMPANY = 24
 """So many that wait go together; more are shared out over the writes that may be in flight."""
 
 

@@ -89,16 +89,18 @@ async def test_a_crowd_is_shared_out_over_the_writes_in_flight() -> None:
     server = Server()
     writer: Writer[Item, int] = Writer(server.send)
     held = await held_up(server, writer)
-    crowd = [asyncio.create_task(writer.write(Item(number))) for number in range(20)]
+    crowd = [asyncio.create_task(writer.write(Item(number))) for number in range(50)]
     await turns()
-    assert len(server.groups[-1]) == 20, "one write may go, so all go with it"
+    assert len(server.groups[-1]) == 50, "one write may go, so all go with it"
     server.gate.set()
     await asyncio.gather(*held, *crowd)
     server.gate.clear()
     server.groups.clear()
-    crowd = [asyncio.create_task(writer.write(Item(number))) for number in range(60)]
+    crowd = [
+        asyncio.create_task(writer.write(Item(number))) for number in range(MAX_IN_FLIGHT * COMPANY)
+    ]
     await turns()
-    assert [len(group) for group in server.groups] == [20, 20, 20]
+    assert [len(group) for group in server.groups] == [COMPANY] * MAX_IN_FLIGHT
     server.gate.set()
     await asyncio.gather(*crowd)
 
