@@ -15,7 +15,7 @@ from bson.objectid import ObjectId
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WrapSerializer
 from pymongo.asynchronous.database import AsyncDatabase
 
-from streamline.model import EntryKind, MessageKind, Run, SlotKind, Status
+from streamline.model import DispatchKind, EntryKind, MessageKind, Run, SlotKind, Status
 
 
 def _aware(value: datetime) -> datetime:
@@ -88,6 +88,7 @@ class RunMessage(_Part):
     at: Instant
     name: str = ""
     payload: _Payload = None
+    error: RunFailure | None = None
 
 
 class RunSlot(_Part):
@@ -101,6 +102,7 @@ class RunSlot(_Part):
     data: Any = None
     type: Any = None
     deadline: Instant | None = None
+    detached: bool = False
 
 
 class RunAttempt(_Part):
@@ -119,6 +121,25 @@ class RunPast(_Part):
     at: Instant
     rev: int
     taken: list[str] = []
+
+
+class RunParent(_Part):
+    """What started a run from within another."""
+
+    run: str
+    slot: str
+    code: str
+    epoch: int = 0
+    detached: bool = False
+
+
+class RunDispatch(_Part):
+    """Something that a run has still to tell another."""
+
+    kind: DispatchKind
+    to: str
+    rev: int
+    reason: Any = None
 
 
 class _RunFields(_Part):
@@ -158,6 +179,11 @@ class _RunFields(_Part):
     generation: int = 1
     past: RunPast | None = None
     spilled: bool = False
+    epoch: int = 0
+    parent: RunParent | None = None
+    followers: list[str] = []
+    outbox: list[RunDispatch] = []
+    outbox_due: Instant | None = None
 
 
 class WorkflowRun(_RunFields, Document):

@@ -58,6 +58,8 @@ class EntryKind(StrEnum):
     MESSAGE = "message"  # a slot took a message; or a cancel reached the run
     ATTEMPT = "attempt"  # an attempt of a step failed and another will follow; resolves nothing
     PATCH = "patch"  # the run took the new side of `patched()`; resolves nothing
+    CHILD = "child"  # a child was started: its value is `run`, an id, and `detached`; or it wasn't
+    OUTCOME = "outcome"  # a child ended, with a value or an error
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -101,6 +103,7 @@ class MessageKind(StrEnum):
     RESUME = "resume"  # to the slot with the id `name`
     CANCEL = "cancel"
     PAUSE = "pause"
+    OUTCOME = "outcome"  # the run `name`, which this one called or follows, has ended
 
 
 CONTROL = frozenset({MessageKind.CANCEL, MessageKind.PAUSE})
@@ -115,6 +118,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     at: datetime
     name: str = ""
     payload: Any = None
+    error: Failure | None = None  # of an outcome that is none
 
     @property
     def place(self) -> str:
@@ -131,10 +135,15 @@ class SlotKind(StrEnum):
 
     WAIT = "wait"
     RECEIVE = "receive"
+    CHILD = "child"
 
 
 class Slot(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A place where the body waits for a message. `name` is the wait's name, or the channel."""
+    """A place where the body waits for a message.
+
+    `name` is the wait's name, the channel, or the id of the child's run. A `detached` child was
+    only started, and outlives the run unless that is cancelled.
+    """
 
     id: str
     kind: SlotKind
@@ -144,6 +153,7 @@ class Slot(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     data: Any = None
     type: Any = None  # a type reference; see codec.typeref
     deadline: datetime | None = None
+    detached: bool = False
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -206,12 +216,47 @@ class Past(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     taken: list[str] = []
 
 
+class Parent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What started a run from within another: that run, the slot of the call, its code.
+
+    A `detached` child was only started, and nobody may wait for it.
+    """
+
+    run: str
+    slot: str
+    code: str
+    epoch: int = 0
+    detached: bool = False
+
+
+class DispatchKind(StrEnum):
+    """What a run has to tell another."""
+
+    OUTCOME = "outcome"  # how it ended
+    CANCEL = "cancel"  # to end
+    ABANDON = "abandon"  # to end, if it is a child of the sender's
+
+
+class Dispatch(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Something that a run has still to tell another. `rev` is the run's when it came up."""
+
+    kind: DispatchKind
+    to: str
+    rev: int
+    reason: Any = None
+
+
 class Run(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One run, as stored. `journal` may be left out of what a store returns where it says so.
 
     `code` names the code that may take the run: the workflow's name, or `name@version` of a pinned
     one. `due_at` is when any worker may next claim it: now when queued, the earliest timer or
     retry when waiting, the end of the lease when running, absent when only a message can wake it.
+
+    `epoch` counts how often the id began anew: by a restart, a rewind, or as the next generation.
+    `parent` started it from within a run, `followers` are runs that called it when it was there
+    already; they are told of its end. `outbox` is what it has still to tell others, `outbox_due`
+    when any worker may see to that.
     """
 
     id: str = msgspec.field(name="_id")
@@ -249,6 +294,11 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     generation: int = 1  # +1 with every `continue_as_new`, which empties the journal
     past: Past | None = None  # None in the first generation
     spilled: bool = False  # whether payloads of it are, or were, kept outside
+    epoch: int = 0
+    parent: Parent | None = None
+    followers: list[str] = []
+    outbox: list[Dispatch] = []
+    outbox_due: datetime | None = None
 
     @property
     def first_input(self) -> Input:
@@ -313,11 +363,11 @@ class Commit(msgspec.Struct, frozen=True, kw_only=True):
     """One conditional update: what happened to a run and what follows from it.
 
     Applied only if the run still has `fence` and `rev`, and no message came in that would be passed
-    over: `inbox_seq`, `open_slots`, `pause` and `uncancelled` say which matter, the fewer the
-    better, since what any message refuses never lands where they come in all the time. Then `rev`
-    is one more. With `progress`, `recoveries` are 0 again. Fields that are None stay as they
-    are, but `due_at`: a commit to `waiting` sets it or, if None, removes it; one to `running` keeps
-    the lease; all others remove it.
+    over, nor a follower: `inbox_seq`, `open_slots`, `pause`, `uncancelled` and `followers` say what
+    matters, the less the better, since what any message refuses never lands where they come in all
+    the time. Then `rev` is one more. With `progress`, `recoveries` are 0 again. Fields that are
+    None stay as they are, but `due_at`: a commit to `waiting` sets it or, if None, removes it; one
+    to `running` keeps the lease; all others remove it.
     """
 
     run_id: str
@@ -331,6 +381,7 @@ class Commit(msgspec.Struct, frozen=True, kw_only=True):
     open_slots: int | None = None  # how many, as far as is known: none of them was closed since
     pause: str | None = None  # the id of the pause that is obeyed: nobody took it back
     uncancelled: bool = False  # no cancel lies in the inbox but those that are consumed
+    followers: int | None = None  # how many, as far as is known: none came since
     due_at: datetime | None = None
     awaiting: tuple[Slot, ...] | None = None
     attempts: tuple[Attempt, ...] | None = None
@@ -344,6 +395,8 @@ class Commit(msgspec.Struct, frozen=True, kw_only=True):
     journal_base: int = 0  # the index of the first of `archive` (its count is added by the commit)
     generation: int = 1  # the run's
     continuation: Continuation | None = None  # the run begins anew, as the next generation
+    outbox: tuple[Dispatch, ...] = ()  # appended
+    outbox_due: datetime | None = None  # given with an `outbox`
 
     @property
     def next_fence(self) -> int:

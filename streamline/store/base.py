@@ -22,6 +22,7 @@ from streamline.model import (
     Claim,
     Commit,
     CommitResult,
+    Dispatch,
     Entry,
     Message,
     Notice,
@@ -35,6 +36,14 @@ class Renewal(msgspec.Struct, frozen=True, kw_only=True):
 
     lost: frozenset[str]
     inbox_seq: dict[str, int]
+
+
+class Outbox(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run has still to tell others, and when any worker may see to that."""
+
+    run_id: str
+    due_at: datetime
+    dispatches: list[Dispatch]
 
 
 REFER_WITHIN = timedelta(minutes=10)
@@ -115,8 +124,8 @@ class RunStore(ABC):
     async def replace_run(self, run: Run, *, rev: int, fence: int) -> bool:
         """Put a new run in the place of an ended one of the same id, archived journal and all.
 
-        Rules: only if it is ended and still has `rev` and `fence`; the caller gives the new run
-        `fence + 1` or more, so that no old claim fits it.
+        Rules: only if it is ended, still has `rev` and `fence`, and nothing in its outbox; the
+        caller gives the new run `fence + 1` or more, so that no old claim fits it.
         """
 
     # -- reading ----------------------------------------------------------------------------------
@@ -168,7 +177,8 @@ class RunStore(ABC):
         kills its process takes the others down no more. Of concurrent claims of one run exactly one
         gets it. Claims of several workers spread over what is due.
         A document that can't be read as a run is set aside: it is marked failed with
-        `DATA_CORRUPTION`, has no `due_at`, and the other runs are claimed all the same.
+        `DATA_CORRUPTION`, has no `due_at`, and the other runs are claimed all the same. What names
+        a parent or followers in it is read as far as it can be: they are told (see `terminate`).
 
         Returns:
             The runs as they are after the claim.
@@ -215,22 +225,25 @@ class RunStore(ABC):
 
         Rules: refused as LOST unless the run is running under `fence` and has `rev`; refused as
         INBOX_MOVED if `inbox_seq` is given and another, if not as many slots are open as
-        `open_slots` says, if the message `pause` doesn't lie in the inbox, or, with `uncancelled`,
-        if a cancel that isn't consumed does. A commit that landed but whose reply was
-        lost lands when it is tried again. `entries` are appended in order. `consumed` messages
+        `open_slots` says, if the message `pause` doesn't lie in the inbox, with `uncancelled` if a
+        cancel that isn't consumed does, or if not as many follow as `followers` says. A commit that
+        landed but whose reply was lost lands when it is tried again. `entries` are appended in
+        order. `consumed` messages
         leave the inbox; others stay. With `archive`, those entries are first made durable outside
         the document (the same archive written twice does no harm), then removed from it in the same
         update. `journal_base` is given with an `expire_at` too, so that the archive expires with
         the run. Any other status than running lets go of the claim (`worker`, `claim`) and
         empties `attempts`; an ended one also empties `awaiting` and removes `due_at`. A commit with
         `progress` sets `recoveries` to 0. Every commit sets `updated_at` by the server's clock.
+        `outbox` is appended to the run's, and `outbox_due` set with it.
 
         With a `continuation` the run begins anew in the same update, under the same claim: what
         the continuation holds replaces the run's fields of these names, its journal is emptied
-        (`journal_base` is 0), as are slots, attempts and `recoveries`, and `fence + 1`, so that
-        nothing fits any more that was on its way for the generation before. What was archived of
-        it is removed afterwards; what a crash leaves of that is never read, though it has the
-        indexes of new entries, and expires with the run. Entries and an archive are not given.
+        (`journal_base` is 0), as are slots, attempts and `recoveries`, `epoch + 1`, and
+        `fence + 1`, so that nothing fits any more that was on its way for the generation before.
+        What was archived of it is removed afterwards; what a crash leaves of that is never read,
+        though it has the indexes of new entries, and expires with the run. Entries and an archive
+        are not given.
 
         Raises:
             PayloadTooLarge: The document would be too large; nothing was written.
@@ -282,11 +295,18 @@ class RunStore(ABC):
 
     @abstractmethod
     async def cancel_unstarted(self, run_id: str, error: Failure) -> bool:
-        """End a draft or queued run that was never claimed (`fence` 0) as cancelled, at once."""
+        """End a draft or queued run that was never claimed (`fence` 0) as cancelled, at once.
+
+        Rules: its parent and followers are to be told, as by `terminate`.
+        """
 
     @abstractmethod
     async def terminate(self, run_id: str, error: Failure) -> bool:
         """End a run as cancelled without asking it; its worker's claim is lost (`fence + 1`).
+
+        Rules: the same update puts into its outbox an outcome for its parent and each follower, and
+        an abandonment for the child of each open slot; with something there it has no `expire_at`,
+        which `settle_outbox` sets.
 
         Returns:
             False if it had ended, or there is none.
@@ -310,7 +330,35 @@ class RunStore(ABC):
 
         Rules: only if it still has `run`'s `rev` and `fence`, and is done or failed. Then it is
         queued and due now with the kept entries as its journal, `fence + 1`, `rev + 1`, and without
-        output, error, slots, attempts, recoveries and dates of end and expiry. Its inbox stays.
+        output, error, slots, attempts, recoveries and dates of end and expiry. Its inbox and its
+        outbox stay, and its `epoch` is one more.
+        """
+
+    # -- telling other runs -----------------------------------------------------------------------
+
+    @abstractmethod
+    async def follow(self, run_id: str, follower: str) -> Run | None:
+        """Let another run be told of this one's end; returns it without journal and inbox.
+
+        Rules: an ended run is only returned. Else `follower` is among those told when this returns,
+        once; and no commit that ends the run may overlook it (see `Commit.followers`).
+        """
+
+    @abstractmethod
+    async def load_outboxes(self, codes: Sequence[str], limit: int) -> list[Outbox]:
+        """Return outboxes of runs of these codes that aren't empty, the earliest due first.
+
+        Rules: those that aren't due yet are among them. What can't be read of one is left out.
+        """
+
+    @abstractmethod
+    async def settle_outbox(
+        self, run_id: str, sent: Sequence[Dispatch], again_at: datetime
+    ) -> None:
+        """Take what was delivered out of an outbox; what is left is due again at `again_at`.
+
+        Rules: what came in meanwhile stays. Once it is empty, there is no `outbox_due`, and an
+        ended run that is to expire gets the `expire_at` that it lacked, archived journal and all.
         """
 
     # -- payloads kept outside --------------------------------------------------------------------

@@ -11,7 +11,12 @@ from pymongo.errors import OperationFailure
 from streamline.errors import DataCorruption
 from streamline.model import Claim, Run
 from streamline.store.connection import Connection, Document
-from streamline.store.encoding import SET_ASIDE_REMOVES, from_document, set_aside_fields
+from streamline.store.encoding import (
+    SET_ASIDE_REMOVES,
+    from_document,
+    set_aside_fields,
+    set_aside_outbox,
+)
 from streamline.store.indexes import RUNS
 from streamline.store.modify import find_and_modify
 from streamline.store.updates import claim_update, due_filter
@@ -127,7 +132,7 @@ class Claims:
         try:
             return from_document(document)
         except DataCorruption as error:
-            await self._set_aside(document["_id"], error)
+            await self._set_aside(document["_id"], error, document)
             return None
 
     async def _examine(self, run_id: object, error: Exception) -> None:
@@ -136,19 +141,33 @@ class Claims:
         async def read(again: bool) -> Document | None:
             return await self._connection.collection(RUNS).find_one({"_id": run_id})
 
+        document: Document | None = None
         try:
             document = await self._connection.persist(read)
             if document is not None:
                 from_document(document)
         except DataCorruption as corruption:
-            await self._set_aside(run_id, corruption)
+            await self._set_aside(run_id, corruption, document or {})
         except InvalidBSON as invalid:
-            await self._set_aside(run_id, _unreadable(run_id, invalid))
+            await self._set_aside(run_id, _unreadable(run_id, invalid), await self._kin(run_id))
         else:
             raise error
 
-    async def _set_aside(self, run_id: object, error: DataCorruption) -> None:
-        fields = set_aside_fields(error, self._connection.clock.now())
+    async def _kin(self, run_id: object) -> Document:
+        """Return what says whom a run that isn't even BSON has to tell, as far as that is."""
+        fields = {"parent": 1, "followers": 1, "outbox": 1, "rev": 1}
+
+        async def read(again: bool) -> Document | None:
+            return await self._connection.collection(RUNS).find_one({"_id": run_id}, fields)
+
+        try:
+            return await self._connection.persist(read) or {}
+        except InvalidBSON:
+            return {}
+
+    async def _set_aside(self, run_id: object, error: DataCorruption, found: Document) -> None:
+        now = self._connection.clock.now()
+        fields = set_aside_fields(error, now) | set_aside_outbox(found, now)
         update = {"$set": fields, "$unset": dict.fromkeys(SET_ASIDE_REMOVES, "")}
 
         async def write(again: bool) -> None:

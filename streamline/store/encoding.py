@@ -5,6 +5,7 @@ Owns the shape of a document: field names, which fields are always there. Knows 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -14,7 +15,8 @@ from bson.objectid import ObjectId
 
 from streamline.codec import Failure, PayloadRef, lift
 from streamline.errors import DataCorruption, ErrorCode
-from streamline.model import Entry, Input, Run, Status
+from streamline.model import Dispatch, DispatchKind, Entry, Input, Parent, Run, Status
+from streamline.outbox import GRACE, readable, without
 
 Document = dict[str, Any]
 
@@ -119,6 +121,28 @@ def set_aside_fields(error: DataCorruption, now: datetime) -> Document:
         "ended_at": now,
         "updated_at": now,
     }
+
+
+def set_aside_outbox(document: Mapping[str, Any], now: datetime) -> Document:
+    """Return the outbox fields of a document that is set aside, as far as it can be read."""
+    told: list[str] = []
+    with contextlib.suppress(msgspec.ValidationError):
+        told.append(msgspec.convert(document.get("parent"), Parent).run)
+    with contextlib.suppress(msgspec.ValidationError):
+        told += msgspec.convert(document.get("followers"), list[str])
+    rev = document["rev"] if isinstance(document.get("rev"), int) else 0
+    new = [Dispatch(kind=DispatchKind.OUTCOME, to=to, rev=rev) for to in told]
+    outbox = to_builtins([*readable(document.get("outbox")), *new])
+    return {"outbox": outbox, "outbox_due": now + GRACE} if outbox else {}
+
+
+def settled_document(
+    document: Mapping[str, Any], sent: Sequence[Dispatch], again_at: datetime
+) -> Document:
+    """Return a document that can't be read as a run, with less in its outbox."""
+    left = to_builtins(without(readable(document.get("outbox")), sent))
+    kept = {key: value for key, value in document.items() if not key.startswith("outbox")}
+    return kept | {"outbox": left, "outbox_due": again_at} if left else kept
 
 
 SET_ASIDE_REMOVES = ("due_at", "worker", "claim", "attempts", "awaiting")

@@ -36,6 +36,11 @@ INDEXES: dict[str, list[IndexModel]] = {
             name="holder",
             partialFilterExpression={"worker": HAS_WORKER},
         ),
+        IndexModel(
+            {"code": 1, "outbox_due": 1},
+            name="outbox",
+            partialFilterExpression={"outbox_due": HAS_DUE},
+        ),
         IndexModel({"expire_at": 1}, **_EXPIRY),
     ],
     JOURNAL: [

@@ -23,6 +23,7 @@ from streamline.model import (
     Claim,
     Commit,
     CommitResult,
+    Dispatch,
     Entry,
     Message,
     Notice,
@@ -30,7 +31,8 @@ from streamline.model import (
     Run,
     Status,
 )
-from streamline.store.base import GONE_AFTER, Renewal, RunStore, check_in_time, is_late
+from streamline.outbox import readable
+from streamline.store.base import GONE_AFTER, Outbox, Renewal, RunStore, check_in_time, is_late
 from streamline.store.encoding import (
     SET_ASIDE_REMOVES,
     Document,
@@ -39,6 +41,8 @@ from streamline.store.encoding import (
     references_of,
     salvage,
     set_aside_fields,
+    set_aside_outbox,
+    settled_document,
     to_builtins,
     to_document,
 )
@@ -47,6 +51,7 @@ from streamline.store.transitions import (
     cancelled,
     claimed,
     committed,
+    followed,
     has_landed,
     is_open,
     is_parked_as,
@@ -56,6 +61,7 @@ from streamline.store.transitions import (
     released,
     rewound,
     same_creation,
+    settled,
     unpaused,
 )
 
@@ -113,7 +119,7 @@ class MemoryStore(RunStore):
         await self._alive()
         with self.data.lock:
             stored = self._load(run.id)
-            if stored is None or not stored.status.ended:
+            if stored is None or not stored.status.ended or stored.outbox:
                 return False
             if (stored.rev, stored.fence) != (rev, fence):
                 return False
@@ -352,6 +358,44 @@ class MemoryStore(RunStore):
         with self.data.lock:
             return sum(self._sweep(key, now) for key in self.data.payloads.due(now))
 
+    # -- telling other runs -----------------------------------------------------------------------
+
+    async def follow(self, run_id: str, follower: str) -> Run | None:
+        await self._alive()
+        with self.data.lock:
+            if (run := self._load(run_id)) is None:
+                return None
+            if (after := followed(run, follower, self.clock.now())) is not run:
+                run = self._put(after)
+            return _change(run, journal=[], inbox=[])
+
+    async def load_outboxes(self, codes: Sequence[str], limit: int) -> list[Outbox]:
+        await self._alive()
+        with self.data.lock:
+            return [
+                Outbox(
+                    run_id=run_id,
+                    due_at=due_at,
+                    dispatches=readable((self.data.get(run_id) or {}).get("outbox")),
+                )
+                for due_at, run_id in self.data.outboxes(codes)[:limit]
+            ]
+
+    async def settle_outbox(
+        self, run_id: str, sent: Sequence[Dispatch], again_at: datetime
+    ) -> None:
+        await self._alive()
+        with self.data.lock:
+            document = self.data.get(run_id)
+            if document is None:
+                return
+            try:
+                run = from_document(document)
+            except DataCorruption:  # it was set aside, and expires never
+                self.data.put(settled_document(document, sent, again_at))
+            else:
+                self._put(settled(run, sent, again_at))
+
     # -- notices ----------------------------------------------------------------------------------
 
     def watch(self) -> AsyncIterator[Notice]:
@@ -451,7 +495,11 @@ class MemoryStore(RunStore):
 
     def _set_aside(self, document: Document, error: DataCorruption) -> None:
         kept = {key: value for key, value in document.items() if key not in SET_ASIDE_REMOVES}
-        self.data.put(kept | set_aside_fields(error, self.clock.now()))
+        now = self.clock.now()
+        self.data.put(kept | set_aside_fields(error, now) | set_aside_outbox(document, now))
+        notice = Notice(run_id=str(document.get("_id")), status=Status.FAILED)
+        for watcher in self.data.watchers:
+            watcher.put(notice)
 
     def _refusal(self, run: Run, message: Message, slot: str | None) -> PostResult | None:
         archived = self.data.archives.get(run.id, {}).values()

@@ -1,6 +1,6 @@
 """What the memory stores of several "processes" share: documents, archives, watchers.
 
-Knows BSON and nothing of what a run's fields mean, but for `code` and `due_at`.
+Knows BSON and nothing of what a run's fields mean, but for `code`, `due_at` and `outbox_due`.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ class MemoryData:
         self._documents: dict[str, bytes] = {}
         # Beside the documents, so that a look for due runs needn't decode them all.
         self._due: dict[str, tuple[str, datetime]] = {}
+        self._outboxes: dict[str, tuple[str, datetime]] = {}
 
     def __len__(self) -> int:
         return len(self._documents)
@@ -72,13 +73,23 @@ class MemoryData:
                 run_id=run_id,
             )
         self._documents[run_id] = data
-        if isinstance(due_at := document.get("due_at"), datetime):
-            self._due[run_id] = (str(document.get("code")), due_at)
-        else:
-            self._due.pop(run_id, None)
+        for field, index in (("due_at", self._due), ("outbox_due", self._outboxes)):
+            if isinstance(due_at := document.get(field), datetime):
+                index[run_id] = (str(document.get("code")), due_at)
+            else:
+                index.pop(run_id, None)
 
     def due(self, codes: Sequence[str]) -> list[tuple[datetime, str]]:
         """Return when the runs of these codes are due, earliest first."""
+        return self._sorted(self._due, codes)
+
+    def outboxes(self, codes: Sequence[str]) -> list[tuple[datetime, str]]:
+        """Return when the outboxes of the runs of these codes are due, earliest first."""
+        return self._sorted(self._outboxes, codes)
+
+    def _sorted(
+        self, index: Mapping[str, tuple[str, datetime]], codes: Sequence[str]
+    ) -> list[tuple[datetime, str]]:
         wanted = set(codes)
-        found = ((due_at, run_id) for run_id, (code, due_at) in self._due.items() if code in wanted)
+        found = ((due_at, run_id) for run_id, (code, due_at) in index.items() if code in wanted)
         return sorted(found)

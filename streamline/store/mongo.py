@@ -19,6 +19,7 @@ from streamline.model import (
     Claim,
     Commit,
     CommitResult,
+    Dispatch,
     Entry,
     Message,
     Notice,
@@ -26,15 +27,24 @@ from streamline.model import (
     Run,
     Status,
 )
+from streamline.outbox import listeners
 from streamline.store import leases, notices, updates
 from streamline.store.archive import Archive
-from streamline.store.base import GONE_AFTER, REFER_WITHIN, Renewal, RunStore, check_in_time
+from streamline.store.base import (
+    GONE_AFTER,
+    REFER_WITHIN,
+    Outbox,
+    Renewal,
+    RunStore,
+    check_in_time,
+)
 from streamline.store.claims import Claims
 from streamline.store.connection import Connection, Document
 from streamline.store.encoding import from_document, salvage, to_builtins, to_document
 from streamline.store.indexes import RUNS, ensure_indexes
 from streamline.store.messages import Messages
 from streamline.store.modify import find_and_modify
+from streamline.store.outboxes import Outboxes
 from streamline.store.payloads import Payloads
 from streamline.store.statements import (
     CommitGroup,
@@ -76,6 +86,7 @@ class MongoStore(RunStore):
         self._payloads = Payloads(self._connection)
         self._sweep = Sweep(self._connection, self._payloads)
         self._claims = Claims(self._connection)
+        self._outboxes = Outboxes(self._connection, self._archive)
         self._messages = Messages(self._connection, self._archive, inbox_limit=inbox_limit)
         self._commits = Writer(CommitGroup(self._connection).send)
         self._inserts = Writer(InsertGroup(self._connection).send)
@@ -138,7 +149,8 @@ class MongoStore(RunStore):
         check_in_time(payload, run.id, self.clock.now())
 
         async def replace(again: bool) -> bool:
-            old = {"_id": run.id, "rev": rev, "fence": fence, "status": ended}
+            told = {"outbox_due": None}
+            old = {"_id": run.id, "rev": rev, "fence": fence, "status": ended, **told}
             if isinstance(payload, PayloadRef):
                 old |= updates.in_time(payload)
             if (await self._runs.replace_one(old, document)).matched_count:
@@ -305,6 +317,24 @@ class MongoStore(RunStore):
 
     async def sweep_payloads(self) -> int:
         return await self._sweep.run()
+
+    # -- telling other runs -----------------------------------------------------------------------
+
+    async def follow(self, run_id: str, follower: str) -> Run | None:
+        while True:
+            await self._outboxes.follow(run_id, follower)
+            run = await self.load_run(run_id, journal=False, inbox=False)
+            # Else it had ended when it was to be followed, and was rewound by now.
+            if run is None or run.status.ended or follower in listeners(run):
+                return run
+
+    async def load_outboxes(self, codes: Sequence[str], limit: int) -> list[Outbox]:
+        return await self._outboxes.load(codes, limit)
+
+    async def settle_outbox(
+        self, run_id: str, sent: Sequence[Dispatch], again_at: datetime
+    ) -> None:
+        await self._outboxes.settle(run_id, sent, again_at)
 
     # -- notices ----------------------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ from streamline.model import (
     Commit,
     CommitResult,
     Continuation,
+    Dispatch,
     Entry,
     Input,
     Message,
@@ -34,7 +35,8 @@ from streamline.model import (
     Slot,
     Status,
 )
-from streamline.store.base import Renewal, RunStore
+from streamline.outbox import GRACE, outcomes
+from streamline.store.base import Outbox, Renewal, RunStore
 from streamline.store.encoding import corruption, salvage, to_builtins, to_document
 from streamline.store.sealed_payloads import open_payload, seal_payload
 from streamline.store.transitions import same_creation
@@ -173,6 +175,21 @@ class SealedStore(RunStore):
     async def sweep_payloads(self) -> int:
         return await self.inner.sweep_payloads()
 
+    # -- telling other runs -----------------------------------------------------------------------
+
+    async def follow(self, run_id: str, follower: str) -> Run | None:
+        run = await self.inner.follow(run_id, follower)
+        return None if run is None else self._open.run(run)
+
+    async def load_outboxes(self, codes: Sequence[str], limit: int) -> list[Outbox]:
+        found = await self.inner.load_outboxes(self._stored_codes(codes), limit)
+        return [_change(o, dispatches=self._open.outbox(o.dispatches, o.run_id)) for o in found]
+
+    async def settle_outbox(
+        self, run_id: str, sent: Sequence[Dispatch], again_at: datetime
+    ) -> None:
+        await self.inner.settle_outbox(run_id, sent, again_at)
+
     # -- notices ----------------------------------------------------------------------------------
 
     def watch(self) -> AsyncIterator[Notice]:
@@ -200,6 +217,7 @@ class SealedStore(RunStore):
         try:
             return self._open.run(run)
         except DataCorruption as error:
+            told = tuple(outcomes(run, run.rev))
             failed = Commit(
                 run_id=run.id,
                 fence=run.fence,
@@ -207,6 +225,8 @@ class SealedStore(RunStore):
                 status=Status.FAILED,
                 error=corruption(error),  # plain, for whoever has no key
                 ended_at=self.clock.now(),
+                outbox=told,
+                outbox_due=self.clock.now() + GRACE if told else None,
             )
             await self.inner.commit(failed)
             return None
@@ -232,6 +252,7 @@ class Sealer:
             awaiting=[self._slot(slot, run.id) for slot in run.awaiting],
             attempts=[self._attempt(attempt, run.id) for attempt in run.attempts],
             past=None if run.past is None else self._past(run.past, run.id),
+            outbox=[self._dispatch(each, run.id) for each in run.outbox],
         )
 
     def commit(self, commit: Commit) -> Commit:
@@ -254,6 +275,8 @@ class Sealer:
             changes["error"] = self.failure(commit.error, run_id, "error")
         if commit.continuation is not None:
             changes["continuation"] = self._continuation(commit.continuation, run_id)
+        if commit.outbox:
+            changes["outbox"] = tuple(self._dispatch(each, run_id) for each in commit.outbox)
         return _change(commit, **changes) if changes else commit
 
     def entry(self, entry: Entry, run_id: str) -> Entry:
@@ -273,9 +296,13 @@ class Sealer:
 
     def message(self, message: Message, run_id: str) -> Message:
         """Return a message sealed."""
-        if message.payload is None:
+        if message.payload is None and message.error is None:
             return message
-        return _change(message, payload=self._value(message.payload, run_id, message.place))
+        return _change(
+            message,
+            payload=self._value(message.payload, run_id, message.place),
+            error=self.failure(message.error, run_id, f"{message.place}/error"),
+        )
 
     def failure(self, failure: Any, run_id: str, place: str) -> Any:
         """Return a failure whose code, type and step are readable, and nothing else."""
@@ -331,6 +358,10 @@ class Sealer:
             return attempt
         return _change(attempt, heartbeat=self.heartbeat(attempt.heartbeat, run_id, attempt.id))
 
+    def _dispatch(self, dispatch: Dispatch, run_id: str) -> Dispatch:
+        place = f"outbox/{dispatch.rev}/{dispatch.to}"
+        return _change(dispatch, reason=self._value(dispatch.reason, run_id, place))
+
     def _value(self, native: Any, run_id: str, place: str) -> Any:
         if native is None or type(native) is PayloadRef:
             return native
@@ -357,7 +388,20 @@ class Opener:
             awaiting=[self._slot(slot, run) for slot in run.awaiting],
             attempts=[self._attempt(attempt, run.id) for attempt in run.attempts],
             past=None if run.past is None else self._past(run.past, run),
+            outbox=self.outbox(run.outbox, run.id),
         )
+
+    def outbox(self, dispatches: Sequence[Dispatch], run_id: str) -> list[Dispatch]:
+        """Return dispatches as they were given in."""
+        return [self._dispatch(each, run_id) for each in dispatches]
+
+    def _dispatch(self, dispatch: Dispatch, run_id: str) -> Dispatch:
+        place = f"outbox/{dispatch.rev}/{dispatch.to}"
+        try:
+            return _change(dispatch, reason=self._value(dispatch.reason, run_id, place))
+        except DataCorruption:
+            # Told without its reason: one that can't be opened must not hold up the others.
+            return _change(dispatch, reason=None)
 
     def entry(self, entry: Entry, run_id: str) -> Entry:
         """Return a journal entry as it was given in."""
@@ -372,9 +416,13 @@ class Opener:
         )
 
     def _message(self, message: Message, run_id: str) -> Message:
-        if message.payload is None:
+        if message.payload is None and message.error is None:
             return message
-        return _change(message, payload=self._value(message.payload, run_id, message.place))
+        return _change(
+            message,
+            payload=self._value(message.payload, run_id, message.place),
+            error=self._failure(message.error, run_id, f"{message.place}/error"),
+        )
 
     def _failure(self, failure: Failure | None, run_id: str, place: str) -> Failure | None:
         if failure is None:

@@ -191,6 +191,6 @@ def _result(commit: Commit, found: Document | None) -> CommitResult:
         return CommitResult.LANDED
     held = (fence, rev) == (commit.fence, commit.rev) and found.get("status") == Status.RUNNING
     # Of all that the filter asks for, only what messages change can have been otherwise.
-    guards = (commit.inbox_seq, commit.open_slots, commit.pause, commit.uncancelled or None)
-    guarded = any(guard is not None for guard in guards)
+    guards = (commit.inbox_seq, commit.open_slots, commit.pause, commit.followers)
+    guarded = commit.uncancelled or any(guard is not None for guard in guards)
     return CommitResult.INBOX_MOVED if held and guarded else CommitResult.LOST

@@ -6,6 +6,7 @@ The Mongo store says the same in update operators; the conformance suite holds t
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -20,6 +21,7 @@ from streamline.model import (
     Claim,
     Commit,
     Continuation,
+    Dispatch,
     Entry,
     Message,
     MessageKind,
@@ -27,6 +29,7 @@ from streamline.model import (
     Slot,
     Status,
 )
+from streamline.outbox import GRACE, abandonments, expires, listeners, outcomes, without
 
 _change = msgspec.structs.replace
 
@@ -97,6 +100,7 @@ def moved_on(run: Run, commit: Commit) -> bool:
         or commit.open_slots not in (None, len(run.awaiting))
         or (commit.pause is not None and all(m.id != commit.pause for m in run.inbox))
         or (commit.uncancelled and not cancels <= set(commit.consumed))
+        or commit.followers not in (None, len(run.followers))
     )
 
 
@@ -125,13 +129,17 @@ def committed(run: Run, commit: Commit, now: datetime) -> Run:
         changes["awaiting"] = list(commit.awaiting)
     if commit.attempts is not None:
         changes["attempts"] = list(commit.attempts)
+    if commit.outbox:
+        changes |= {"outbox": [*run.outbox, *commit.outbox], "outbox_due": commit.outbox_due}
     if commit.status is not Status.RUNNING:
         due_at = commit.due_at if commit.status is Status.WAITING else None
         changes |= {"worker": None, "claim": None, "attempts": [], "due_at": due_at}
     if commit.status.ended:
         changes["awaiting"] = []
     if commit.continuation is not None:
-        changes |= _begun_anew(commit.continuation) | {"fence": commit.next_fence}
+        # Commands are counted anew, so the ids of children must differ.
+        changes |= {"fence": commit.next_fence, "epoch": run.epoch + 1}
+        changes |= _begun_anew(commit.continuation)
     return _change(run, **changes)
 
 
@@ -216,22 +224,41 @@ def unpaused(run: Run, now: datetime) -> Run | None:
 
 def cancelled(run: Run, error: Failure, now: datetime, *, fence: int) -> Run:
     """Return the run ended as cancelled."""
-    keep = run.expire_after
-    return _change(
+    rev = run.rev + 1
+    outbox = [*run.outbox, *outcomes(run, rev), *abandonments(run.awaiting, rev)]
+    ended = _change(
         run,
         status=Status.CANCELLED,
         error=error,
-        rev=run.rev + 1,
+        rev=rev,
         fence=fence,
         updated_at=now,
         ended_at=now,
-        expire_at=None if keep is None else now + timedelta(seconds=keep),
+        outbox=outbox,
+        outbox_due=now + GRACE if outbox else None,
         due_at=None,
         worker=None,
         claim=None,
         awaiting=[],
         attempts=[],
     )
+    return ended if outbox else _change(ended, expire_at=expires(ended))
+
+
+def followed(run: Run, follower: str, now: datetime) -> Run:
+    """Return the run with a follower more; one that is told anyway changes nothing."""
+    if run.status.ended or follower in listeners(run):
+        return run
+    return _change(run, followers=[*run.followers, follower], updated_at=now)
+
+
+def settled(run: Run, sent: Sequence[Dispatch], again_at: datetime) -> Run:
+    """Return the run with less in its outbox; once that is empty, an ended one may expire."""
+    left = without(run.outbox, sent)
+    changed = _change(run, outbox=left, outbox_due=again_at if left else None)
+    if left or not run.status.ended or run.expire_at is not None:
+        return changed
+    return _change(changed, expire_at=expires(run))
 
 
 def rewound(run: Run, journal: list[Entry], base: int, now: datetime) -> Run:
@@ -239,6 +266,7 @@ def rewound(run: Run, journal: list[Entry], base: int, now: datetime) -> Run:
     return _change(
         run,
         status=Status.QUEUED,
+        epoch=run.epoch + 1,
         journal=journal,
         journal_base=base,
         rev=run.rev + 1,

@@ -25,6 +25,7 @@ from streamline.model import (
 )
 from streamline.store.base import REFER_WITHIN
 from streamline.store.encoding import Document, to_builtins
+from streamline.store.outgoing import added_outbox, due_outbox, expiry
 
 Pipeline = list[Document]
 
@@ -157,6 +158,10 @@ def commit_filter(commit: Commit) -> Document:
         fits["awaiting"] = {"$size": commit.open_slots}
     elif commit.open_slots is not None:  # an empty array is as good as none
         fits["awaiting.0"] = {"$exists": False}
+    if commit.followers:
+        fits["followers"] = {"$size": commit.followers}
+    elif commit.followers is not None:
+        fits["followers.0"] = {"$exists": False}
     if commit.pause is not None:
         fits["inbox.id"] = commit.pause
     if commit.uncancelled:
@@ -173,20 +178,23 @@ def commit_update(commit: Commit) -> Document:
         update["$set"] = {name: value for name, value in fields.items() if value is not None}
         if unset := {name: "" for name, value in fields.items() if value is None}:
             update["$unset"] = unset
+    if commit.outbox:
+        update["$push"] = {"outbox": {"$each": to_builtins(commit.outbox)}}
     if commit.consumed:
         # By id, never a new list: a message that arrives meanwhile must stay.
         update["$pull"] = {"inbox": {"id": {"$in": list(commit.consumed)}}}
     if commit.continuation is not None:
         update["$set"] = update.get("$set", {}) | _begun_anew(commit.continuation)
-        update["$inc"]["fence"] = 1
+        update["$inc"] |= {"fence": 1, "epoch": 1}
         return update
     entries = to_builtins(commit.entries)
     if commit.archive and not entries:
         update.setdefault("$set", {})["journal"] = []
     elif commit.archive:
-        update["$push"] = {"journal": {"$each": entries, "$slice": -len(entries)}}
+        each = {"$each": entries, "$slice": -len(entries)}
+        update.setdefault("$push", {})["journal"] = each
     elif entries:
-        update["$push"] = {"journal": {"$each": entries}}
+        update.setdefault("$push", {})["journal"] = {"$each": entries}
     return update
 
 
@@ -213,6 +221,8 @@ def _commit_fields(commit: Commit) -> Document:
         fields["awaiting"] = to_builtins(commit.awaiting) or None
     if commit.attempts is not None:
         fields["attempts"] = to_builtins(commit.attempts) or None
+    if commit.outbox:
+        fields["outbox_due"] = commit.outbox_due
     if commit.progress:
         fields["recoveries"] = 0
     if commit.spilled:
@@ -330,18 +340,21 @@ def post_update(message: Message, slot: str | None) -> Pipeline:
 
 def end_update(error: Failure, *, fence: int) -> Pipeline:
     """End a run as cancelled, with so much added to its fence."""
-    kept = {"$multiply": ["$expire_after", 1000]}
-    expire_at = {"$cond": [{"$isNumber": "$expire_after"}, {"$add": ["$$NOW", kept]}, "$$REMOVE"]}
+    rev = _add("rev", 1)
     fields = {
         "status": Status.CANCELLED.value,
         "error": _literal(to_builtins(error)),
-        "rev": _add("rev", 1),
+        "rev": rev,
         "fence": _add("fence", fence),
         "updated_at": "$$NOW",
         "ended_at": "$$NOW",
-        "expire_at": expire_at,
+        "outbox": added_outbox(rev),
     }
-    return [{"$set": fields}, {"$unset": ["due_at", "worker", "claim", "awaiting", "attempts"]}]
+    return [
+        {"$set": fields},
+        {"$unset": ["due_at", "worker", "claim", "awaiting", "attempts"]},
+        {"$set": due_outbox() | {"expire_at": expiry("$$REMOVE")}},
+    ]
 
 
 def rewind_filter(run_id: str, *, rev: int, fence: int) -> Document:
@@ -362,7 +375,7 @@ def rewind_update(journal: object, base: int, now: object) -> Document:
             "due_at": now,
         },
         "$unset": dict.fromkeys(gone, ""),
-        "$inc": {"rev": 1, "fence": 1},
+        "$inc": {"rev": 1, "fence": 1, "epoch": 1},
         "$currentDate": {"updated_at": True},
     }
 

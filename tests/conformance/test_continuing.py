@@ -65,6 +65,7 @@ async def test_a_continuation_replaces_what_it_holds_and_empties_the_journal(
         recoveries=0,
         rev=run.rev + 1,
         fence=run.fence + 1,
+        epoch=run.epoch + 1,
         updated_at=after.updated_at,
     )
     assert (after.status, after.claim, after.worker) == (Status.RUNNING, run.claim, run.worker)

@@ -24,6 +24,8 @@ from streamline.model import (
     OUTPUT,
     Attempt,
     CommitResult,
+    Dispatch,
+    DispatchKind,
     Input,
     MessageKind,
     PostResult,
@@ -33,7 +35,7 @@ from streamline.model import (
 from streamline.store.connection import UNDER_WAY
 from streamline.store.indexes import RUNS, by_hand
 from streamline.store.mongo import MongoStore
-from streamline.store.updates import due_filter
+from streamline.store.updates import HAS_DUE, due_filter
 from tests.conformance.samples import (
     BOOM,
     commit_of,
@@ -181,8 +183,12 @@ async def every_verb(store: MongoStore) -> None:
     assert await store.commit(ended) is CommitResult.LANDED
     done = await load(store)
     assert await store.replace_run(held_run(store, fence=9), rev=done.rev, fence=done.fence)
+    await store.follow("r", "another")
     await store.cancel_unstarted("r", BOOM)
     await store.terminate("r", BOOM)
+    outboxes = await store.load_outboxes(["wf", "other"], 10)
+    assert [outbox.run_id for outbox in outboxes] == ["r"]
+    await store.settle_outbox("r", outboxes[0].dispatches, later)
     await every_payload_verb(store)
 
 
@@ -233,6 +239,20 @@ async def test_no_query_of_the_store_scans_a_collection(mongod: Mongod) -> None:
                 assert "COLLSCAN" not in set(stages(plan)), one
         await store.close()
         await client.drop_database(name)
+
+
+async def test_a_look_for_outboxes_examines_only_what_it_returns(store: MongoStore) -> None:
+    runs = [held_run(store, f"r{i}") for i in range(50)]
+    await asyncio.gather(*(store.create_run(run) for run in runs))
+    dispatch = Dispatch(kind=DispatchKind.CANCEL, to="x", rev=1)
+    now = store.clock.now()
+    told = [commit_of(run, outbox=(dispatch,), outbox_due=now) for run in runs[:5]]
+    await asyncio.gather(*(store.commit(each) for each in told))
+    assert len(await store.load_outboxes(["wf"], 20)) == 5
+    due = {"code": {"$in": ["wf"]}, "outbox_due": HAS_DUE}
+    find = {"find": RUNS, "filter": due, "sort": {"outbox_due": 1}, "limit": 20}
+    plan = await store.database.command("explain", find, verbosity="executionStats")
+    assert plan["executionStats"]["totalDocsExamined"] == 5
 
 
 async def test_a_look_for_due_runs_examines_only_what_it_returns(store: MongoStore) -> None:
@@ -322,6 +342,19 @@ async def put(store: MongoStore) -> list[bytes]:
     return [bson.decode(data)["v"][:1] for data in loaded]
 
 
+async def followers(store: MongoStore) -> list[str]:
+    run = await store.follow("held", "a")
+    return [] if run is None else run.followers
+
+
+async def settled(store: MongoStore) -> list[Dispatch]:
+    dispatch = Dispatch(kind=DispatchKind.CANCEL, to="x", rev=1)
+    run = held_run(store, "held")
+    await store.commit(commit_of(run, outbox=(dispatch,), outbox_due=store.clock.now()))
+    await store.settle_outbox("held", [dispatch], store.clock.now())
+    return (await load(store, "held")).outbox
+
+
 VERBS: dict[str, tuple[Verb, object]] = {
     "put_payload": (put, [b"x", b"x"]),
     "create_large": (lambda s: created(s, held_run(s, "new", **LARGE)), True),
@@ -340,6 +373,8 @@ VERBS: dict[str, tuple[Verb, object]] = {
     "terminate": (lambda s: s.terminate("held", BOOM), True),
     "unpause": (lambda s: s.unpause("paused"), True),
     "take_back": (lambda s: s.unpause("pausing"), True),
+    "follow": (followers, ["a"]),
+    "settle_outbox": (settled, []),
 }
 
 

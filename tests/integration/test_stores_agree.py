@@ -12,7 +12,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from streamline.errors import DataCorruption
-from streamline.model import Attempt, Message, MessageKind, Run, Slot, SlotKind, Status
+from streamline.model import (
+    Attempt,
+    Dispatch,
+    DispatchKind,
+    Message,
+    MessageKind,
+    Parent,
+    Run,
+    Slot,
+    SlotKind,
+    Status,
+)
 from streamline.store.base import RunStore
 from tests.conformance.samples import (
     BOOM,
@@ -57,6 +68,10 @@ OPERATIONS = st.lists(
         st.tuples(st.just("cancel"), RUN_IDS),
         st.tuples(st.just("terminate"), RUN_IDS),
         st.tuples(st.just("replace"), RUN_IDS),
+        st.tuples(st.just("follow"), RUN_IDS, SMALL),
+        st.tuples(st.just("tell"), RUN_IDS, SMALL),
+        st.tuples(st.just("settle"), RUN_IDS, SMALL),
+        st.tuples(st.just("rewind"), RUN_IDS, SMALL),
         st.tuples(
             st.just("advance"),
         ),
@@ -89,6 +104,7 @@ class Pilot:
         due = None if run.due_at is None else run.due_at <= now + timedelta(seconds=1)
         names = ("status", "rev", "fence", "inbox_seq", "worker", "recoveries", "journal_base")
         names += ("generation", "version", "input", "first_input")
+        names += ("epoch", "followers", "outbox")
         return {
             **{name: getattr(run, name) for name in names},
             **{n: [each.id for each in getattr(run, n)] for n in ("journal", "inbox", "awaiting")},
@@ -97,6 +113,7 @@ class Pilot:
             "error": run.error,
             "taken": None if run.past is None else run.past.taken,
             "due": due,
+            "to tell": run.outbox_due is None,
             "set": [run.started_at is None, run.ended_at is None, run.expire_at is None],
         }
 
@@ -104,7 +121,9 @@ class Pilot:
         # Each its own, or by chance two would count as one creation tried again.
         created_at = self._store.clock.now() + timedelta(milliseconds=self._calls * 100)
         make = held_run if held else new_run
-        run = make(self._store, run_id, expire_after=60.0, created_at=created_at)
+        parent = Parent(run="p", slot="s", code="wf") if self._calls % 2 else None
+        fields: dict[str, Any] = {"expire_after": 60.0, "created_at": created_at, "parent": parent}
+        run = make(self._store, run_id, **fields)
         return (await self._store.create_run(run))[1]
 
     async def _claim_due(self, limit: int) -> list[str]:
@@ -214,6 +233,33 @@ class Pilot:
             return None
         new = held_run(self._store, run_id, fence=run.fence + 1)
         return await self._store.replace_run(new, rev=run.rev, fence=run.fence)
+
+    async def _follow(self, run_id: str, number: int) -> object:
+        run = await self._store.follow(run_id, f"f{number}")
+        return None if run is None else (run.status, run.followers, run.inbox, run.journal)
+
+    async def _tell(self, run_id: str, rev: int) -> object:
+        if (run := await self._store.load_run(run_id)) is None:
+            return None
+        now = self._store.clock.now()
+        told = Dispatch(kind=DispatchKind.CANCEL, to="x", rev=rev)
+        slots = (Slot(id="c", kind=SlotKind.CHILD, name="a/c", since=now),)
+        commit = commit_of(run, outbox=(told,), outbox_due=now, awaiting=slots)
+        return await self._store.commit(commit)
+
+    async def _settle(self, run_id: str, rev: int) -> object:
+        kinds = {0: DispatchKind.CANCEL, 1: DispatchKind.OUTCOME, 2: DispatchKind.ABANDON}
+        to = {0: "x", 1: "p", 2: "a/c"}[rev]
+        sent = [Dispatch(kind=kinds[rev], to=to, rev=number) for number in range(9)]
+        await self._store.settle_outbox(run_id, sent, self._store.clock.now())
+        found = await self._store.load_outboxes(["wf"], 9)
+        return sorted((each.run_id, str(each.dispatches)) for each in found)
+
+    async def _rewind(self, run_id: str, count: int) -> object:
+        run = await self._store.load_run(run_id)
+        if run is None or run.journal_base:
+            return None
+        return await self._store.rewind_run(run, run.journal[:count])
 
     async def _advance(self) -> None:
         await self._world.advance(100)

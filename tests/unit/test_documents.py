@@ -14,21 +14,26 @@ from pydantic import BaseModel
 from streamline.codec import Failure
 from streamline.documents import (
     RunAttempt,
+    RunDispatch,
     RunEntry,
     RunFailure,
     RunInput,
     RunMessage,
+    RunParent,
     RunPast,
     RunSlot,
     WorkflowRun,
 )
 from streamline.model import (
     Attempt,
+    Dispatch,
+    DispatchKind,
     Entry,
     EntryKind,
     Input,
     Message,
     MessageKind,
+    Parent,
     Past,
     Run,
     Slot,
@@ -45,6 +50,8 @@ MIRRORS: dict[type[msgspec.Struct], type[BaseModel]] = {
     Slot: RunSlot,
     Attempt: RunAttempt,
     Past: RunPast,
+    Parent: RunParent,
+    Dispatch: RunDispatch,
 }
 BEANIES = {"revision_id"}
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
@@ -147,7 +154,9 @@ def test_a_document_shows_each_field_of_a_run() -> None:
         ],
         journal_base=4,
         rev=5,
-        inbox=[Message(id="m", kind=MessageKind.SEND, at=NOW, name="ch", payload=[1])],
+        inbox=[
+            Message(id="m", kind=MessageKind.SEND, at=NOW, name="ch", payload=[1], error=failure)
+        ],
         inbox_seq=6,
         awaiting=[
             Slot(
@@ -159,6 +168,7 @@ def test_a_document_shows_each_field_of_a_run() -> None:
                 data=1,
                 type="builtins:int",
                 deadline=NOW,
+                detached=True,
             )
         ],
         attempts=[Attempt(id="s", attempt=2, started_at=NOW, heartbeat={"h": 1})],
@@ -174,6 +184,11 @@ def test_a_document_shows_each_field_of_a_run() -> None:
         generation=2,
         spilled=True,
         past=Past(input=Input(args=["first"]), at=NOW, rev=3, taken=["m"]),
+        epoch=1,
+        parent=Parent(run="p", slot="s", code="w", epoch=2, detached=True),
+        followers=["f"],
+        outbox=[Dispatch(kind=DispatchKind.CANCEL, to="c", rev=3, reason="why")],
+        outbox_due=NOW,
     )
     unset = [
         field.name

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "streamline"
 
 LAYERS: list[set[str]] = [
     {"durations", "errors", "clock", "ids", "tasks"},
-    {"codec", "model", "events", "retry", "health"},
+    {"codec", "model", "outbox", "events", "retry", "health"},
     {"context", "documents", "handles"},
     {"definitions"},
     {"replay", "store"},
