@@ -80,6 +80,22 @@ class BodyRuntime(Runtime):
         """Give the step its id now, and ask for it when the coroutine is first awaited."""
 
     @abstractmethod
+    def call_child(
+        self, flow: Any, args: tuple[Any, ...], kwargs: dict[str, Any], options: Any
+    ) -> Coroutine[Any, Any, Any]:
+        """Give a child its id now; start it, and wait for its result, when awaited."""
+
+    @abstractmethod
+    def start_child(
+        self, flow: Any, args: tuple[Any, ...], kwargs: dict[str, Any], options: Any
+    ) -> Coroutine[Any, Any, Any]:
+        """Give a child its id now; start it, and return its handle, when awaited."""
+
+    @abstractmethod
+    def child_handle(self, run_id: str) -> Any:
+        """Return a handle of a run by its id; in a body most of what it offers is refused."""
+
+    @abstractmethod
     def open_slot(
         self,
         kind: SlotKind,

@@ -8,7 +8,6 @@ from streamline.codec import (
     Limits,
     PayloadRef,
     decode,
-    decode_exception,
     encode,
     encode_exception,
     lift,
@@ -18,12 +17,10 @@ from streamline.definitions import Registry
 from streamline.delivery import Delivery, Letter, not_found
 from streamline.documents import WorkflowRun
 from streamline.errors import (
-    ErrorCode,
     InvalidState,
     PayloadTooLarge,
     RunAlreadyCompleted,
     RunCancelled,
-    RunFailed,
     WorkflowNotFound,
 )
 from streamline.events import Event, EventBus
@@ -40,6 +37,7 @@ from streamline.model import (
     SlotKind,
     Status,
 )
+from streamline.outbox import outcome_error
 from streamline.rewinder import Rewinder
 from streamline.store import RunStore, Spill
 from streamline.waiters import Waiters
@@ -108,21 +106,10 @@ class Control(RunControl):
 
     async def result_of(self, run_id: str, timeout: float | None) -> Any:
         run = await self._ended(run_id, timeout)
-        if run.status is Status.DONE:
-            return await self._decoded(run)
-        error = None if run.error is None else decode_exception(run.error, run_id=run.id)
-        if run.status is Status.CANCELLED:
-            message = str(error) if error else f"run {run_id!r} was cancelled"
-            raise RunCancelled(message, run_id=run_id)
-        assert run.error is not None
-        step = f" in step {run.error.step!r}" if run.error.step else ""
-        raise RunFailed(
-            f"run {run_id!r} of workflow {run.workflow!r} failed{step} ({run.error.code}): "
-            f"{run.error.message or run.error.type.rpartition(':')[2]}",
-            run_id=run_id,
-            step=run.error.step,
-            error_code=ErrorCode(run.error.code),
-        ) from error
+        error = outcome_error(run)
+        if error is not None:
+            raise error
+        return await self._decoded(run)
 
     async def _decoded(self, run: Run) -> Any:
         try:
@@ -228,6 +215,7 @@ class Control(RunControl):
         begun = self._worker.seen(run_id) is not None
         if not begun and await self._store.cancel_unstarted(run_id, failure):
             await self._tell_cancelled(run_id, error)
+            await self._worker.courier.deliver(run_id)
             return
         await self._command(run_id, MessageKind.CANCEL, reason)
 
@@ -237,6 +225,7 @@ class Control(RunControl):
         if await self._store.terminate(run_id, encode_exception(error, code=error.code)):
             self._worker.lose(run_id)
             await self._tell_cancelled(run_id, error)
+            await self._worker.courier.deliver(run_id)
             return
         await self._load(run_id, head=True)
 

@@ -110,19 +110,7 @@ class Delivery:
         if letter is None or isinstance(letter.message.payload, LargePayload):
             self._worker.put_back(driver)
             return False
-        claim = self._worker.scheduler.new_claim()
-        try:
-            run = await self._store.post_to_parked(seen, letter.message, claim, slot=letter.slot)
-        except BaseException:
-            # It may have had its effect: then the run is ours, and nobody else may drive it.
-            self._worker.put_back(driver)
-            self._worker.fetch(run_id, claim.id)
-            raise
-        if run is None:
-            self._worker.put_back(driver)
-            return False
-        self._worker.wake(driver, run)
-        return True
+        return await self._worker.post_to(driver, letter.message, slot=letter.slot)
 
 
 def _try(compose: Compose, seen: Run) -> Letter | None:

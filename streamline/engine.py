@@ -29,6 +29,7 @@ from streamline.handles import (
 )
 from streamline.health import Health
 from streamline.launcher import Launcher
+from streamline.model import Input, Parent, Run
 from streamline.store import RunStore
 from streamline.store.embedded import EmbeddedMongod
 from streamline.store.memory import MemoryStore
@@ -111,6 +112,7 @@ class Streamline(Engine):
         self._store: RunStore | None = None
         self._worker: Worker | None = None
         self._waiters: Waiters | None = None
+        self._launcher: Launcher | None = None
         self._control: Control | None = None
         self._watching: asyncio.Task[None] | None = None
 
@@ -158,13 +160,13 @@ class Streamline(Engine):
             # Skipped time stands still for a thread too; whoever moves it renews the leases.
             threaded=isinstance(store.clock, SystemClock),
         )
+        self._launcher = Launcher(store, self._worker, self._limits)
         self._worker.start(claims=self._works)
-        launcher = Launcher(store, self._worker, self._limits)
         self._control = Control(
             store,
             self._worker,
             self._waiters,
-            launcher,
+            self._launcher,
             self.registry,
             self.events,
             self._limits,
@@ -222,7 +224,14 @@ class Streamline(Engine):
             ahead=timedelta() if isinstance(store, MemoryStore) else AHEAD,
             max_recoveries=MAX_RECOVERIES,
             journal_warning=self._journal_warning,
+            start_child=self._start_child,
         )
+
+    async def _start_child(
+        self, flow: Workflow[..., Any], given: Input, options: StartOptions, parent: Parent
+    ) -> Run:
+        assert self._launcher is not None
+        return await self._launcher.launch_child(flow, given, options, parent)
 
     async def _open_store(self) -> RunStore:
         store = self._given_store

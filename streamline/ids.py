@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import time
@@ -20,6 +21,22 @@ def new_id() -> str:
     number = number & ~(0xF << 76) | 0x7 << 76
     number = number & ~(0x3 << 62) | 0x2 << 62
     return str(uuid.UUID(int=number))
+
+
+def child_id(run_id: str, command_id: str, epoch: int) -> str:
+    """Return the id of a child's run, the same whenever its parent asks for it.
+
+    Args:
+        run_id: The parent's.
+        command_id: What the parent called.
+        epoch: How often the parent was begun anew; then its children are others.
+    """
+    whole = f"{run_id}/{command_id}" + (f"~{epoch}" if epoch else "")
+    if len(whole) <= MAX_ID:
+        return whole
+    # Of children of children of children. Its beginning says where it comes from.
+    digest = hashlib.sha256(whole.encode()).hexdigest()
+    return f"{whole[: MAX_ID - len(digest) - 1]}~{digest}"
 
 
 def check_name(name: str, *, what: str) -> str:

@@ -12,10 +12,10 @@ from streamline.clock import to_milliseconds
 from streamline.codec import Limits, encode
 from streamline.definitions import Workflow
 from streamline.durations import to_seconds, to_timedelta
-from streamline.errors import RunConflict, ValidationError
+from streamline.errors import InvalidState, RunConflict, ValidationError
 from streamline.handles import OnExisting, StartOptions
 from streamline.ids import check_id, new_id
-from streamline.model import Claim, Run, Status
+from streamline.model import Claim, Input, Parent, Run, Status
 from streamline.store import RunStore, Spill
 from streamline.worker import Worker
 from streamline.worker.identity import PYTHON
@@ -53,40 +53,66 @@ class Launcher:
             RunConflict: The id belongs to a run of another workflow or input.
         """
         run = self._build(flow, args, kwargs, options)
+        await self._start(run, flow, options)
+        return run.id
+
+    async def launch_child(
+        self, flow: Workflow[..., Any], given: Input, options: StartOptions, parent: Parent
+    ) -> Run:
+        """Make a child durable; the same call of the same parent gets the same run.
+
+        Returns:
+            The run. If it was there already, the parent follows it, or it has ended.
+
+        Raises:
+            RunConflict: Also if it is the parent itself.
+        """
+        assert options.id is not None
+        if options.id == parent.run:
+            raise RunConflict(f"run {parent.run!r} can't be its own child", run_id=parent.run)
+        run = msgspec.structs.replace(self._run(flow, given, options), parent=parent)
+        stored = await self._start(run, flow, options)
+        if stored.parent == parent or stored.status.ended:
+            return stored
+        followed = await self._store.follow(run.id, parent.run)
+        # Gone since: then it had ended, and has expired.
+        return stored if followed is None else followed
+
+    async def _start(self, run: Run, flow: Workflow[..., Any], options: StartOptions) -> Run:
+        """Make a run durable, claimed by the local worker if that has room; returns what it is."""
         # Before the claim: no lease is to run while a large input is being written.
         await self._spill.run(run)
         worker = self._worker
         if worker is None or run.status is not Status.QUEUED or not worker.reserve(flow):
-            await self._create(run, options)
-            return run.id
+            return await self._create(run, options)
         claim = worker.scheduler.new_claim()
         try:
-            await self._create(_claimed(run, claim, self._store.clock.now()), options)
+            return await self._create(_claimed(run, claim, self._store.clock.now()), options)
         except BaseException:
             # It may have had its effect: then the run is ours, and nobody else may drive it.
             worker.fetch(run.id, claim.id)
             raise
         finally:
             worker.free_place()
-        return run.id
 
-    async def _create(self, run: Run, options: StartOptions) -> None:
+    async def _create(self, run: Run, options: StartOptions) -> Run:
         spilled = run
         if run.input.payload is not None:
             spilled = await self._spill.run(run)
             run = msgspec.structs.replace(run, spilled=True)
         stored, created = await self._store.create_run(spilled)
         # Two creations in one millisecond look like one that was tried again.
-        if created and stored.workflow == run.workflow:
+        if created and (stored.workflow, stored.parent) == (run.workflow, run.parent):
             self._hand_over(run)
-            return
+            return run
         try:
-            landed = await self._resolve(run, spilled, stored, options)
+            meant, landed = await self._resolve(run, spilled, stored, options)
         except RunConflict:
             await self._spill.discard(run.input.payload, run.id)
             raise
         if not landed:
             await self._spill.discard(run.input.payload, run.id)
+        return meant
 
     # -- building ---------------------------------------------------------------------------------
 
@@ -99,14 +125,19 @@ class Launcher:
     ) -> Run:
         run_id = new_id() if options.id is None else check_id(options.id, what="a run's id")
         _check_options(options, run_id)
-        now = self._store.clock.now()
-        due_at = _due_at(options, now)
-        retention = options.expire_after if options.expire_after is not None else flow.retention
         what = f"the arguments of run {run_id!r} of workflow {flow.name!r}"
         limits = self._limits
         given = flow.signature.encode_input(
             args, kwargs, what=what, limit=limits.payload, inline=limits.inline
         )
+        return self._run(flow, given, msgspec.structs.replace(options, id=run_id))
+
+    def _run(self, flow: Workflow[..., Any], given: Input, options: StartOptions) -> Run:
+        run_id = options.id or ""
+        _check_options(options, run_id)
+        now = self._store.clock.now()
+        due_at = _due_at(options, now)
+        retention = options.expire_after if options.expire_after is not None else flow.retention
         context = self._encoded(options.context, f"the context of run {run_id!r}")
         return Run(
             id=run_id,
@@ -143,7 +174,9 @@ class Launcher:
 
     # -- existing ids -----------------------------------------------------------------------------
 
-    async def _resolve(self, run: Run, spilled: Run, stored: Run, options: StartOptions) -> bool:
+    async def _resolve(
+        self, run: Run, spilled: Run, stored: Run, options: StartOptions
+    ) -> tuple[Run, bool]:
         """Find out what a start with an existing id means, and do it.
 
         Args:
@@ -153,9 +186,11 @@ class Launcher:
             options: How it is started.
 
         Returns:
-            Whether the new run was stored.
+            The run meant, and whether it is the new one, which was stored.
         """
         while True:
+            if run.parent is not None and (stored.parent, stored.workflow) == _call_of(run):
+                return stored, False  # started by this very call, before its worker died
             if stored.workflow != run.workflow:
                 raise RunConflict(
                     f"run {run.id!r} is of workflow {stored.workflow!r}, not {run.workflow!r}; "
@@ -170,17 +205,22 @@ class Launcher:
                 )
             if not (stored.status.ended and options.on_existing == "restart"):
                 await self._check_input(run, stored)
-                return False
+                return stored, False
             fence = stored.fence + max(1, run.fence)
-            replacement = msgspec.structs.replace(spilled, fence=fence)
+            later = {"fence": fence, "epoch": stored.epoch + 1}
+            replacement = msgspec.structs.replace(spilled, **later)
+            if stored.outbox:
+                # What it has to tell would be lost with it.
+                await self._deliver(stored)
             if await self._store.replace_run(replacement, rev=stored.rev, fence=stored.fence):
-                self._hand_over(msgspec.structs.replace(run, fence=fence))
-                return True
+                meant = msgspec.structs.replace(run, **later)
+                self._hand_over(meant)
+                return meant, True
             # Somebody else restarted it in between: that run is the one meant now.
             stored, created = await self._store.create_run(spilled)
             if created:
                 self._hand_over(run)
-                return True
+                return run, True
 
     async def _check_input(self, run: Run, stored: Run) -> None:
         given = await self._spill.input(stored.first_input, run.id)
@@ -190,6 +230,18 @@ class Launcher:
                 "the same arguments",
                 run_id=run.id,
             )
+
+    async def _deliver(self, stored: Run) -> None:
+        if self._worker is not None and not await self._worker.courier.deliver(stored.id):
+            raise InvalidState(
+                f"run {stored.id!r} has ended and still has to tell other runs, which can't take "
+                "it at present; restart it later",
+                run_id=stored.id,
+            )
+
+
+def _call_of(run: Run) -> tuple[Parent | None, str]:
+    return run.parent, run.workflow
 
 
 def _claimed(run: Run, claim: Claim, now: datetime) -> Run:

@@ -9,6 +9,8 @@ from streamline.model import Entry, EntryKind, Run, Status
 from streamline.store import RunStore
 
 _STEP = EntryKind.STEP
+_STEPS = frozenset({EntryKind.STEP, EntryKind.ATTEMPT})
+_CHILDREN = frozenset({EntryKind.CHILD, EntryKind.OUTCOME})
 
 
 class Rewinder:
@@ -32,7 +34,7 @@ class Rewinder:
         journal = await self._journal(run)
         first = next((i for i, e in enumerate(journal) if _is_step(e, step_id)), None)
         if first is None:
-            recorded = dict.fromkeys(e.id for e in journal if e.kind is EntryKind.STEP)
+            recorded = dict.fromkeys(e.id for e in journal if e.kind in (_STEP, *_CHILDREN))
             raise StepNotFound(
                 f"run {run.id!r} has no record of step {step_id!r}; it has "
                 f"{', '.join(map(repr, recorded)) or 'none'}",
@@ -50,10 +52,11 @@ class Rewinder:
             )
         journal = await self._journal(run)
         step_id = run.error.step if run.error is not None else None
-        ends = (i for i, e in enumerate(journal) if _is_step(e, step_id) and e.kind is _STEP)
+        ends = (i for i, e in enumerate(journal) if e.id == step_id and _is_end(e))
         kept = journal[: next(ends, len(journal))]
-        # Attempts resolve nothing: those of the failed step can go from among the rest.
-        await self._cut(run, [entry for entry in kept if not _is_step(entry, step_id)])
+        # What resolved nothing can go from among the rest: attempts of the failed step, and that a
+        # child was begun, so that another is. The body knows of it only where it has a handle.
+        await self._cut(run, [entry for entry in kept if not _is_redone(entry, step_id)])
 
     async def _journal(self, run: Run) -> list[Entry]:
         return [*await self._store.load_archive(run.id, run.journal_base), *run.journal]
@@ -67,4 +70,15 @@ class Rewinder:
 
 
 def _is_step(entry: Entry, step_id: str | None) -> bool:
-    return entry.kind in (_STEP, EntryKind.ATTEMPT) and entry.id == step_id
+    return entry.kind in _STEPS | _CHILDREN and entry.id == step_id
+
+
+def _is_end(entry: Entry) -> bool:
+    never_began = entry.kind is EntryKind.CHILD and entry.error is not None
+    return never_began or entry.kind in (_STEP, EntryKind.OUTCOME)
+
+
+def _is_redone(entry: Entry, step_id: str | None) -> bool:
+    if entry.kind is EntryKind.CHILD and "detached" in (entry.value or ()):
+        return False
+    return _is_step(entry, step_id)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Generic, ParamSpec, TypeVar
@@ -18,14 +20,23 @@ from streamline.ids import check_name
 
 P = ParamSpec("P")
 R_co = TypeVar("R_co", covariant=True)
+F = TypeVar("F", bound=Callable[..., Any])
 OnFailure = Callable[[Exception], Coroutine[Any, Any, Any]]
+
+
+def _awaitable(fn: F) -> F:
+    """Mark what returns a coroutine: frameworks would else call it in a thread and never await."""
+    if sys.version_info >= (3, 12):
+        return inspect.markcoroutinefunction(fn)
+    fn._is_coroutine = asyncio.coroutines._is_coroutine  # type: ignore[attr-defined]
+    return fn
 
 
 class Workflow(Generic[P, R_co]):
     """A durable function; made by `@workflow`.
 
     `await flow.start(...)` starts a run in the background; `await flow(...)` starts one and waits
-    for its result.
+    for its result. In the body of another workflow the run is a durable child.
     """
 
     def __init__(
@@ -59,8 +70,12 @@ class Workflow(Generic[P, R_co]):
         """What a new run's `code` is: the name, or `name@version` if its version is pinned."""
         return f"{self.name}@{self.version}" if self.pin else self.name
 
-    async def start(self, *args: P.args, **kwargs: P.kwargs) -> RunHandle[R_co]:
+    # Not `async def`: in a body the id is given by the call. For the type see `Step.__call__`.
+    @_awaitable
+    def start(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[None, None, RunHandle[R_co]]:
         """Start a run in the background; it is durable when this returns.
+
+        In a workflow body it is a child, that goes on by itself unless the parent is cancelled.
 
         Raises:
             ValidationError: The arguments don't fit the function, or can't be stored.
@@ -68,7 +83,7 @@ class Workflow(Generic[P, R_co]):
             InvalidState: No engine is started.
             ServerUnavailable: MongoDB doesn't answer.
         """
-        return await current_control().start_run(self, args, kwargs, StartOptions())
+        return _start(self, args, kwargs, StartOptions(), None)
 
     def options(
         self,
@@ -117,17 +132,15 @@ class Workflow(Generic[P, R_co]):
 
     def handle(self, run_id: str) -> RunHandle[R_co]:
         """Return the handle of a run of this workflow, whether it exists or not."""
-        return RunHandle(current_control(), run_id)
-
-    async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
         body = body_runtime()
         if body is not None:
-            raise InvalidState(
-                f"run {body.run.id!r} called workflow {self.name!r} in its body; child workflows "
-                "are not part of this release. Start it in a @step and wait for a message",
-                run_id=body.run.id,
-            )
-        return await (await self.start(*args, **kwargs)).result()
+            handle: RunHandle[R_co] = body.child_handle(run_id)
+            return handle
+        return RunHandle(current_control(), run_id)
+
+    @_awaitable
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[None, None, R_co]:
+        return _call(self, args, kwargs, StartOptions(), None)
 
     def __repr__(self) -> str:
         return f"<workflow {self.name} {self.version}>"
@@ -143,12 +156,75 @@ class Launch(Generic[P, R_co]):
         self._options = options
         self._engine = engine
 
-    async def start(self, *args: P.args, **kwargs: P.kwargs) -> RunHandle[R_co]:
+    @_awaitable
+    def start(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[None, None, RunHandle[R_co]]:
         """Start a run as `Workflow.start` does, and with the same errors.
 
         Raises:
             RunConflict: The id belongs to a run of another workflow or input, or to an ended run
                 with `on_existing="fail"`.
         """
-        control = self._engine.control if self._engine is not None else current_control()
-        return await control.start_run(self._flow, args, kwargs, self._options)
+        return _start(self._flow, args, kwargs, self._options, self._engine)
+
+    @_awaitable
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[None, None, R_co]:
+        """Start a run as `start` does, and return its result."""
+        return _call(self._flow, args, kwargs, self._options, self._engine)
+
+
+def _start(
+    flow: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    options: StartOptions,
+    engine: Engine | None,
+) -> Coroutine[Any, Any, Any]:
+    body = body_runtime()
+    if body is not None:
+        _refuse_engine(flow, engine, body.run.id)
+        return body.start_child(flow, args, kwargs, options)
+    return _start_outside(flow, args, kwargs, options, engine)
+
+
+def _call(
+    flow: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    options: StartOptions,
+    engine: Engine | None,
+) -> Coroutine[Any, Any, Any]:
+    body = body_runtime()
+    if body is not None:
+        _refuse_engine(flow, engine, body.run.id)
+        return body.call_child(flow, args, kwargs, options)
+    return _call_outside(flow, args, kwargs, options, engine)
+
+
+async def _start_outside(
+    flow: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    options: StartOptions,
+    engine: Engine | None,
+) -> RunHandle[Any]:
+    control = current_control() if engine is None else engine.control
+    return await control.start_run(flow, args, kwargs, options)
+
+
+async def _call_outside(
+    flow: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    options: StartOptions,
+    engine: Engine | None,
+) -> Any:
+    return await (await _start_outside(flow, args, kwargs, options, engine)).result()
+
+
+def _refuse_engine(flow: Any, engine: Engine | None, run_id: str) -> None:
+    if engine is not None:
+        raise InvalidState(
+            f"run {run_id!r} called workflow {flow.name!r} with engine= in its body: a child lives "
+            "where its parent does. Start it in a @step",
+            run_id=run_id,
+        )

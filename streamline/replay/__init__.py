@@ -1,12 +1,20 @@
 """The pure core: a body on a deterministic loop, driven by journal entries."""
 
-from streamline.replay.commands import Command, SlotCommand, StepCommand, TimerCommand
+from streamline.replay.commands import (
+    ChildCommand,
+    Command,
+    SlotCommand,
+    StepCommand,
+    TimerCommand,
+    kind_of,
+)
 from streamline.replay.execution import CANCEL, Execution
 from streamline.replay.outcome import Cancelled, Continued, Failed, Outcome, Returned
 
 __all__ = [
     "CANCEL",
     "Cancelled",
+    "ChildCommand",
     "Command",
     "Continued",
     "Execution",
@@ -16,4 +24,5 @@ __all__ = [
     "SlotCommand",
     "StepCommand",
     "TimerCommand",
+    "kind_of",
 ]

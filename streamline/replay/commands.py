@@ -12,8 +12,9 @@ from typing import Any
 import msgspec
 
 from streamline.clock import from_seconds
-from streamline.definitions import Step
-from streamline.model import EntryKind, Slot
+from streamline.definitions import Step, Workflow
+from streamline.handles import StartOptions
+from streamline.model import EntryKind, Input, Slot
 
 
 class Command(msgspec.Struct, kw_only=True):
@@ -46,12 +47,43 @@ class SlotCommand(Command, kw_only=True):
     future: asyncio.Future[Any]
 
 
-KINDS: dict[type[Command], EntryKind] = {
+class ChildCommand(Command, kw_only=True):
+    """Start a run and, once it is started, hear of its end.
+
+    Two entries answer it: `child` says that the run is there, `outcome` how it ended.
+    """
+
+    slot: Slot
+    flow: Workflow[..., Any]
+    given: Input | None
+    """The encoded arguments; None where the start is recorded, and they aren't needed."""
+    options: StartOptions
+    future: asyncio.Future[None]
+    """Resolved by the start."""
+    started: bool = False
+    waiters: list[asyncio.Future[Any]] = []
+    """Resolved by the end, in order."""
+    outcome: tuple[Any, Exception | None] | None = None
+
+    @property
+    def run_id(self) -> str:
+        """The id of the child's run."""
+        return self.slot.name
+
+
+_KINDS: dict[type[Command], EntryKind] = {
     StepCommand: EntryKind.STEP,
     TimerCommand: EntryKind.TIMER,
     SlotCommand: EntryKind.MESSAGE,
 }
-"""Which kind of entry resolves a command."""
+
+
+def kind_of(command: Command) -> EntryKind:
+    """Return which kind of entry resolves a command next."""
+    if isinstance(command, ChildCommand):
+        return EntryKind.OUTCOME if command.started else EntryKind.CHILD
+    return _KINDS[type(command)]
+
 
 FOREVER = datetime(9999, 1, 1, tzinfo=UTC).timestamp()
 """When a timer is due that asyncio would never fire; nothing later can be stored."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from streamline.errors import NonDeterminism, ValidationError
 from streamline.model import Entry, EntryKind, Run
-from streamline.replay.commands import KINDS, Command
+from streamline.replay.commands import Command, kind_of
 
 
 def answered(
@@ -23,12 +23,12 @@ def answered(
         NonDeterminism: The body didn't ask for this, or for something else of this name.
     """
     kind = EntryKind.STEP if entry.kind is EntryKind.ATTEMPT else entry.kind
-    if command is not None and KINDS[type(command)] is kind:
+    if command is not None and kind_of(command) is kind:
         return command
     if command is None:
         code_asked = ", ".join(repr(name) for name in asked[:5])
     else:
-        asked, code_asked = (entry.id,), f"a {KINDS[type(command)].value} of that name"
+        asked, code_asked = (entry.id,), f"a {_named(command)} of that name"
     raise NonDeterminism(
         f"Run {run.id!r} diverged at entry {position}: recorded {entry.kind.value} "
         f"{entry.id!r}, the code asked for {code_asked} (it began under Python {run.python}). "
@@ -39,6 +39,11 @@ def answered(
         recorded=entry.id,
         asked=asked,
     )
+
+
+def _named(command: Command) -> str:
+    kind = kind_of(command)
+    return "child" if kind is EntryKind.OUTCOME else kind.value
 
 
 def retyped(run: Run, entry: Entry, position: int, error: ValidationError) -> NonDeterminism:

@@ -30,7 +30,9 @@ from streamline.context import BodyRuntime, enter_runtime
 from streamline.definitions import Step, Workflow
 from streamline.errors import PayloadTooLarge, StepNotFound, ValidationError
 from streamline.model import Entry, EntryKind, Input, Run, Slot, SlotKind
+from streamline.replay.children import Children
 from streamline.replay.commands import (
+    ChildCommand,
     Command,
     SlotCommand,
     StepCommand,
@@ -96,6 +98,18 @@ class Execution(BodyRuntime):
         self._replaying = False
         self._rng: random.Random | None = None
         recorded = [*recorded]
+        self.children: Children = Children(
+            run,
+            self._loop,
+            limit=limit,
+            recorded={entry.id for entry in recorded if entry.kind is EntryKind.CHILD},
+            next_id=self._next_id,
+            issue=self._issue,
+            answer=self._answer,
+            now=self.now,
+            live=lambda: not self.replaying,
+            keep_error=lambda error, failure: self.step_errors.append((error, failure)),
+        )
         self._recorded = {entry.id for entry in recorded if entry.kind is EntryKind.STEP}
         self._patches = {entry.id: True for entry in recorded if entry.kind is EntryKind.PATCH}
 
@@ -143,7 +157,9 @@ class Execution(BodyRuntime):
             self._cancel(entry)
         elif entry.kind is not EntryKind.PATCH:
             command = self._expect(entry)
-            del self.open[entry.id]
+            # A child that is started is asked for still: how it ends.
+            if entry.kind is not EntryKind.CHILD or entry.error is not None:
+                del self.open[entry.id]
             self._resolve(entry, command)
         self.position += 1
 
@@ -230,6 +246,8 @@ class Execution(BodyRuntime):
             self._resolve_step(entry, command)
         elif isinstance(command, SlotCommand):
             self._resolve_slot(entry, command)
+        elif isinstance(command, ChildCommand):
+            self.children.resolve(entry, command)
         self._turn()
 
     def _resolve_step(self, entry: Entry, command: StepCommand) -> None:
@@ -281,6 +299,19 @@ class Execution(BodyRuntime):
         future = self._loop.create_future()
         self._issue(StepCommand(id=id_, step=step, args=args, kwargs=kwargs, future=future))
         return await self._answer(id_, future)
+
+    def call_child(
+        self, flow: Workflow[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], options: Any
+    ) -> Coroutine[Any, Any, Any]:
+        return Never() if self._loop.evicted else self.children.call(flow, args, kwargs, options)
+
+    def start_child(
+        self, flow: Workflow[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], options: Any
+    ) -> Coroutine[Any, Any, Any]:
+        return Never() if self._loop.evicted else self.children.start(flow, args, kwargs, options)
+
+    def child_handle(self, run_id: str) -> Any:
+        return self.children.handle(run_id)
 
     def open_slot(
         self,

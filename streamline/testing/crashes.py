@@ -1,4 +1,4 @@
-"""`CrashTest`: one workflow, run with a crash before and after every commit in turn."""
+"""`CrashTest`: one workflow, run with a crash before and after every write in turn."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from streamline.events import Event, EventBus
 from streamline.handles import RunHandle
 from streamline.model import Commit, EntryKind, Status
-from streamline.testing.process import CommitHook
+from streamline.testing.process import CommitHook, WriteHook
 
 R = TypeVar("R")
 
@@ -23,6 +23,8 @@ class Crashable(Protocol):
     events: EventBus
     before_commit: CommitHook
     after_commit: CommitHook
+    before_write: WriteHook
+    after_write: WriteHook
 
     async def start(self) -> Any: ...
     async def stop(self) -> None: ...
@@ -30,16 +32,16 @@ class Crashable(Protocol):
 
 
 class CrashPoint:
-    """Counts commits, lets the worker die at one of them, and sees that no recorded step runs.
+    """Counts writes, lets the worker die at one of them, and sees that no recorded step runs.
 
     Args:
         environment: Whose worker dies.
-        at: The number of the commit, from 1; 0 for none.
+        at: The number of the write, from 1; 0 for none.
         before: Whether to die before it rather than after.
     """
 
     def __init__(self, environment: Crashable, at: int, *, before: bool) -> None:
-        self.commits: int = 0
+        self.writes: int = 0
         self.violations: list[str] = []
         self._environment = environment
         self._at = at
@@ -47,10 +49,15 @@ class CrashPoint:
         self._recorded: set[tuple[str, str]] = set()
         environment.before_commit = self._before_commit
         environment.after_commit = self._after_commit
+        environment.before_write = self._before_write
+        environment.after_write = self._after_write
         environment.events.on("step:started", self._step_started)
 
     def _before_commit(self, commit: Commit) -> bool:
-        self.commits += 1
+        return self._before_write("commit")
+
+    def _before_write(self, verb: str) -> bool:
+        self.writes += 1
         return self._before and self._dies()
 
     def _after_commit(self, commit: Commit) -> bool:
@@ -58,10 +65,13 @@ class CrashPoint:
             self._recorded = {each for each in self._recorded if each[0] != commit.run_id}
         steps = (entry.id for entry in commit.entries if entry.kind is EntryKind.STEP)
         self._recorded.update((commit.run_id, step) for step in steps)
+        return self._after_write("commit")
+
+    def _after_write(self, verb: str) -> bool:
         return not self._before and self._dies()
 
     def _dies(self) -> bool:
-        if self.commits != self._at:
+        if self.writes != self._at:
             return False
         self._environment.crash_soon()
         return True
@@ -100,13 +110,13 @@ class CrashTest(Generic[R]):
             AssertionError: A crash changed the outcome, or a recorded step ran again.
             RunFailed: The workflow fails, in the same way each time.
         """
-        expected, result, commits = await self._run_once(0, before=False)
-        for at in range(1, commits + 1):
+        expected, result, writes = await self._run_once(0, before=False)
+        for at in range(1, writes + 1):
             for before in (True, False):
                 outcome, _, _ = await self._run_once(at, before=before)
                 if outcome != expected:
                     raise AssertionError(
-                        f"after a crash {_place(at, commits, before)} the outcome was {outcome}, "
+                        f"after a crash {_place(at, writes, before)} the outcome was {outcome}, "
                         f"without it was {expected}"
                     )
         if isinstance(result, BaseException):
@@ -125,7 +135,7 @@ class CrashTest(Generic[R]):
             except TimeoutError:
                 stuck = await handle.get()
                 raise AssertionError(
-                    f"after a crash {_place(at, point.commits, before)} the run is stuck as "
+                    f"after a crash {_place(at, point.writes, before)} the run is stuck as "
                     f"{stuck.status.value}, its journal being {stuck.journal}"
                 ) from None
             finally:
@@ -133,7 +143,7 @@ class CrashTest(Generic[R]):
                 await asyncio.gather(script, return_exceptions=True)
             if point.violations:
                 raise AssertionError(
-                    f"with a crash {_place(at, point.commits, before)}: {point.violations}"
+                    f"with a crash {_place(at, point.writes, before)}: {point.violations}"
                 )
             error = document.error
             outcome = (
@@ -141,7 +151,7 @@ class CrashTest(Generic[R]):
                 await handle.load(document.output),
                 None if error is None else (error.code, error.type, error.message, error.step),
             )
-            return outcome, await _result(handle, document.status), point.commits
+            return outcome, await _result(handle, document.status), point.writes
         finally:
             await environment.stop()
 
@@ -159,5 +169,5 @@ async def _result(handle: RunHandle[R], status: Status) -> R | Exception:
         return error
 
 
-def _place(at: int, commits: int, before: bool) -> str:
-    return f"{'before' if before else 'after'} commit {at} of {commits}"
+def _place(at: int, writes: int, before: bool) -> str:
+    return f"{'before' if before else 'after'} write {at} of {writes}"

@@ -19,7 +19,8 @@ from streamline.store.memory import MemoryStore
 from streamline.store.memory_data import MemoryData
 from streamline.testing.clock import START, SkippedClock
 from streamline.testing.crashes import CrashTest
-from streamline.testing.process import CommitHook, Process, survive
+from streamline.testing.mocks import mocked_workflow
+from streamline.testing.process import CommitHook, Process, WriteHook, survive
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -47,7 +48,10 @@ class Environment(Streamline):
         self._shared = MemoryData()
         self.before_commit: CommitHook = survive
         self.after_commit: CommitHook = survive
+        self.before_write: WriteHook = survive
+        self.after_write: WriteHook = survive
         self._mocks: dict[str, Step[..., Any]] = {}
+        self._mocked_flows: dict[str, Workflow[..., Any]] = {}
         self._process: Process | None = None
         self._skipper: asyncio.Task[None] | None = None
         self._crashing: asyncio.Task[None] | None = None
@@ -80,10 +84,18 @@ class Environment(Streamline):
         return self._process
 
     async def _spawn(self) -> Process:
-        process = Process(self.clock, self._shared, self.registry, self._substitute)
+        process = Process(
+            self.clock,
+            self._shared,
+            self.registry,
+            self._substitute,
+            lambda flow: self._mocked_flows.get(flow.name, flow),
+        )
         process.events = self.events
         process.mortal_store.before_commit = self.before_commit
         process.mortal_store.after_commit = self.after_commit
+        process.mortal_store.before_write = self.before_write
+        process.mortal_store.after_write = self.after_write
         self._process = await process.start()
         return self._process
 
@@ -91,19 +103,20 @@ class Environment(Streamline):
 
     def mock(
         self,
-        step: Step[P, R],
+        step: Step[P, R] | Workflow[P, R],
         *,
         returns: Any = None,
         raises: BaseException | type[BaseException] | None = None,
         side_effect: Any = None,
     ) -> AsyncMock:
-        """Put a mock in the place of a step's function, until the environment stops.
+        """Put a mock in the place of a step's or workflow's function, until the environment stops.
 
         What the mock returns goes the way of any result: it is recorded, and must fit the step's
-        annotation. Retries and timeouts stay the step's.
+        annotation. Retries and timeouts stay the step's. A mocked workflow is a run all the same,
+        with the call of the mock as its one step, tried once.
 
         Args:
-            step: The step.
+            step: The step, or a workflow that others call.
             returns: What each call returns.
             raises: What each call raises instead.
             side_effect: A function to call, or a list of results and exceptions, one for each call.
@@ -118,9 +131,12 @@ class Environment(Streamline):
         async def stand_in(*args: Any, **kwargs: Any) -> Any:
             return await mock(*args, **kwargs)
 
-        self._mocks[step.name] = Step(
-            stand_in, name=step.name, options=step.options, signature=step.signature
-        )
+        if isinstance(step, Workflow):
+            self._mocked_flows[step.name] = mocked_workflow(step, stand_in)
+        else:
+            self._mocks[step.name] = Step(
+                stand_in, name=step.name, options=step.options, signature=step.signature
+            )
         return mock
 
     def _substitute(self, step: Step[..., Any]) -> Step[..., Any]:
@@ -227,7 +243,8 @@ class Environment(Streamline):
         """Do what `crash_everywhere` does with runs that are started and spoken to as given.
 
         Each run happens in an environment of its own, with the mocks of this one: once without a
-        crash, then with one right before, and one right after, every commit.
+        crash, then with one right before, and one right after, every commit and every other write
+        by which the worker starts children or lets runs know of each other.
 
         Args:
             start: Starts a run on the current engine.
@@ -239,4 +256,5 @@ class Environment(Streamline):
         """Return another environment, not started, with the same mocks and an empty store."""
         other = Environment(registry=self.registry)
         other._mocks = self._mocks
+        other._mocked_flows = self._mocked_flows
         return other

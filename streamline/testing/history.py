@@ -17,7 +17,15 @@ from streamline.codec import PAYLOAD_LIMIT, PayloadRef, decode_exception, encode
 from streamline.definitions import Workflow
 from streamline.errors import NonDeterminism, ValidationError
 from streamline.model import Entry, Run, Slot, Status
-from streamline.replay import Cancelled, Continued, Execution, Outcome, Returned, SlotCommand
+from streamline.replay import (
+    Cancelled,
+    ChildCommand,
+    Continued,
+    Execution,
+    Outcome,
+    Returned,
+    SlotCommand,
+)
 from streamline.store.encoding import from_document, references_of, to_document
 
 _LIMIT = PAYLOAD_LIMIT
@@ -33,9 +41,9 @@ class Replayed(msgspec.Struct, frozen=True, kw_only=True):
     value: Any = None
     """The encoded result, the text of the error, or `[args, kwargs]` to continue with."""
     open: tuple[str, ...] = ()
-    """The ids of what the body waits for: steps, timers and messages."""
+    """The ids of what the body waits for: steps, timers, messages and children."""
     awaiting: tuple[Slot, ...] = ()
-    """The open slots for messages."""
+    """The open slots for messages and children."""
     context: dict[str, Any] = {}
     """The run's own state."""
 
@@ -103,7 +111,7 @@ def _replayed(execution: Execution, flow: Workflow[..., Any]) -> Replayed:
         ending=ending,
         value=value,
         open=tuple(execution.open),
-        awaiting=tuple(c.slot for c in commands if isinstance(c, SlotCommand)),
+        awaiting=tuple(c.slot for c in commands if isinstance(c, (SlotCommand, ChildCommand))),
         context=dict(execution.context),
     )
 

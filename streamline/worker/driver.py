@@ -20,12 +20,16 @@ from streamline.codec import LargePayload
 from streamline.definitions import Workflow
 from streamline.errors import LeaseLost, NonDeterminism, PayloadTooLarge, ServerUnavailable
 from streamline.model import Commit, CommitResult, Entry, EntryKind, MessageKind, Run, Status
+from streamline.outbox import GRACE
+from streamline.replay import ChildCommand
 from streamline.store import Spill
 from streamline.worker import generations
+from streamline.worker.children import last_dispatches, unseen, unstarted
 from streamline.worker.ending import Ending, fail
 from streamline.worker.guards import guards
 from streamline.worker.heartbeats import Heartbeats
 from streamline.worker.news import News
+from streamline.worker.nursery import Nursery
 from streamline.worker.services import Services
 from streamline.worker.session import Session
 from streamline.worker.steps import StepBoard, StepState
@@ -35,9 +39,16 @@ _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 # Not `cancelled`: that may be the cancel's own doing, which is consumed with it.
+_FACTS = frozenset({EntryKind.STEP, EntryKind.ATTEMPT, EntryKind.CHILD})
 _NEEDS_INBOX = frozenset({Status.WAITING, Status.DONE, Status.FAILED})
 RETRY_OUTAGE = 0.5
 """Seconds between tries to commit while the server is away."""
+
+
+def _is_fact(entry: Entry) -> bool:
+    """Whether an entry tells what neither the inbox nor the clock will tell again."""
+    found = entry.kind is EntryKind.OUTCOME and entry.message is None
+    return found or entry.kind in _FACTS
 
 
 class RunDriver:
@@ -84,6 +95,7 @@ class RunDriver:
             may_start=lambda: not self._lease_is_over(),
         )
         self._session: Session | None = None
+        self._nursery = Nursery(services, self._board.facts, self._persist)
 
     # -- from outside -----------------------------------------------------------------------------
 
@@ -229,7 +241,9 @@ class RunDriver:
                 # alone. Else a run that gets messages all the time would never get anywhere.
                 ending, status = None, Status.RUNNING
             starting = self._starting(session, status)
-            if ending is not None or self._must_commit(session, status, starting):
+            calling = self._calling(session, status)
+            must_commit = self._must_commit(session, status, starting)
+            if ending is not None or must_commit or unseen(calling, session.awaiting):
                 commit = self._build_commit(session, status, ending, starting)
                 if not await self._commit(session, commit) or crowded:
                     continue
@@ -243,6 +257,8 @@ class RunDriver:
             suspended = self._lost or self._lease_is_over()
             for state in () if suspended else starting:
                 self._board.start(state, session.body)
+            if calling and not suspended:
+                await self._nursery.start(self.run, session.inbox, calling)
             if self._draining and not self._board.running:
                 return status
             if not (self._board.facts or self._lost):
@@ -285,6 +301,9 @@ class RunDriver:
         await session.replay(self._at_hand)
         self._session = session
         self.run = session.run
+        await self._nursery.hear(session.body, session.inbox)
+        if run.parent is not None and await self._nursery.gave_up_orphan(run):
+            self.hint()
 
     async def _at_hand(self, entry: Entry) -> Entry:
         return await self._persist(lambda: self._spill.entry(entry, self.id))
@@ -300,7 +319,7 @@ class RunDriver:
 
     async def _rebuild(self, session: Session) -> None:
         """Throw away what isn't committed but the facts of steps, and start from what is stored."""
-        facts = [e for e in session.tail.pending if e.kind in (EntryKind.STEP, EntryKind.ATTEMPT)]
+        facts = [entry for entry in session.tail.pending if _is_fact(entry)]
         run = await self._reload()
         self.evict()
         self._news.clear()
@@ -338,6 +357,12 @@ class RunDriver:
             f"another worker took over run {self.id!r}, or it was ended", run_id=self.id
         )
 
+    def _calling(self, session: Session, status: Status) -> list[ChildCommand]:
+        """Return the children that are to be started, if the run goes on."""
+        if status is not Status.RUNNING or self._draining or session.pause_asked:
+            return []
+        return unstarted(session.body, self._board.facts)
+
     # -- what follows -----------------------------------------------------------------------------
 
     def _next_status(self, session: Session, ending: Ending | None) -> Status:
@@ -349,6 +374,8 @@ class RunDriver:
             return Status.PAUSED
         now = self._services.clock.now()
         if self._draining or self._board.ready(now, session.body):
+            return Status.RUNNING
+        if unstarted(session.body, ()):
             return Status.RUNNING
         due = session.next_due()
         held = due is not None and due <= now + self._services.hold
@@ -398,6 +425,9 @@ class RunDriver:
             generation=self.run.generation,
             spilled=self.run.spilled or session.tail.has_large,
         )
+        if outbox := session.dispatches(ending):
+            due = now + GRACE
+            commit = msgspec.structs.replace(commit, outbox=tuple(outbox), outbox_due=due)
         if ending is None:
             return commit
         if ending.continues_with is not None:
@@ -413,7 +443,8 @@ class RunDriver:
             spilled=commit.spilled or isinstance(ending.output, LargePayload),
             error=ending.failure,
             ended_at=now,
-            expire_at=None if keep is None else now + timedelta(seconds=keep),
+            # With something left to tell, `settle_outbox` sets it.
+            expire_at=None if keep is None or commit.outbox else now + timedelta(seconds=keep),
         )
 
     async def _commit(self, session: Session, commit: Commit) -> bool:
@@ -467,6 +498,7 @@ class RunDriver:
         entries = len(session.tail)
         session.tail.landed(len(commit.archive))
         session.inbox.taken.clear()
+        session.body.children.requests.clear()
         self._beat_unseen = False
         if commit.awaiting is not None:
             session.awaiting = commit.awaiting
@@ -496,6 +528,8 @@ class RunDriver:
         )
         self._news.of_commit(commit, self.run, self._services.clock.now())
         self._news.flush()
+        if commit.outbox and self._services.courier is not None:
+            self._services.courier.send(self.run, commit.outbox)
 
     async def _set_aside(self, error: NonDeterminism) -> Status:
         """Pause a run whose code no longer fits; nothing of it is lost.
@@ -509,6 +543,8 @@ class RunDriver:
         while True:
             run = await self._reload()
             cancel = next((m for m in run.inbox if m.kind is MessageKind.CANCEL), None)
+            now = self._services.clock.now()
+            outbox = () if cancel is None else last_dispatches(run)
             commit = Commit(
                 run_id=self.id,
                 fence=run.fence,
@@ -516,8 +552,11 @@ class RunDriver:
                 status=Status.PAUSED if cancel is None else Status.CANCELLED,
                 consumed=() if cancel is None else (cancel.id,),
                 uncancelled=cancel is None,
+                followers=None if cancel is None else len(run.followers),
                 error=fail(error, run, None).failure,
-                ended_at=None if cancel is None else self._services.clock.now(),
+                ended_at=None if cancel is None else now,
+                outbox=outbox,
+                outbox_due=now + GRACE if outbox else None,
             )
             result = await self._write(commit)
             if result is CommitResult.LOST:

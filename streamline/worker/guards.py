@@ -19,13 +19,16 @@ def guards(session: Session, status: Status, *, moved: bool) -> dict[str, Any]:
         status: To which it brings the run.
         moved: Whether it writes the open slots anew.
     """
+    # Whoever follows a run must be told of its end.
+    followers = len(session.inbox.followers) if status.ended else None
     if session.forced:
-        return {}
+        return {"followers": followers}
     decides = status in (Status.DONE, Status.FAILED)
     if status is Status.WAITING or (decides and session.unwritten):
         # A message might have come first, for all that is known.
-        return {"inbox_seq": session.inbox.seq}
+        return {"inbox_seq": session.inbox.seq, "followers": followers}
     return {
+        "followers": followers,
         # None that a resume closed may open again, or close without it. What comes for other
         # slots stays in the inbox until it is taken.
         "open_slots": len(session.awaiting) if moved and session.has_waits else None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from streamline.codec import PayloadRef
 from streamline.model import Message, MessageKind, Run, Slot, SlotKind
@@ -13,6 +13,7 @@ class Inbox:
 
     def __init__(self, run: Run) -> None:
         self.seq: int = run.inbox_seq
+        self.followers: list[str] = run.followers
         self.taken: list[str] = []
         self.wanted: Message | None = None
         """The message that would be taken next, were its large payload at hand."""
@@ -27,6 +28,7 @@ class Inbox:
     def refresh(self, run: Run) -> None:
         """Take in the inbox as it is stored now, less what was taken."""
         self.seq = run.inbox_seq
+        self.followers = run.followers
         taken = set(self.taken)
         left = [message for message in run.inbox if message.id not in taken]
         if self._supplied:
@@ -71,6 +73,23 @@ class Inbox:
         """Return all messages of a kind, and leave them there."""
         return [message for message in self._messages if message.kind is kind]
 
+    def drop_strays(self, children: Callable[[], Collection[str]]) -> None:
+        """Drop what is told of the ends of runs that the body has given up.
+
+        Args:
+            children: Returns the ids of the runs whose ends it waits for.
+        """
+        told = [m for m in self._messages if m.kind is MessageKind.OUTCOME]
+        waited_for = children() if told else ()
+        strays = {m.id for m in told if m.name not in waited_for}
+        if strays:
+            self.taken.extend(strays)
+            self._messages = [m for m in self._messages if m.id not in strays]
+
+    def outcomes(self) -> dict[str, Message]:
+        """Return what is told of the ends of runs, by their ids."""
+        return {m.name: m for m in self._messages if m.kind is MessageKind.OUTCOME}
+
     def find(self, kind: MessageKind) -> Message | None:
         """Return the first message of a kind, and leave it there."""
         return next((message for message in self._messages if message.kind is kind), None)
@@ -79,6 +98,8 @@ class Inbox:
 def _fits(message: Message, slot: Slot) -> bool:
     if message.kind is MessageKind.RESUME:
         return message.name == slot.id
+    if message.kind is MessageKind.OUTCOME:
+        return slot.kind is SlotKind.CHILD and message.name == slot.name
     return (
         message.kind is MessageKind.SEND
         and slot.kind is SlotKind.RECEIVE

@@ -17,15 +17,19 @@ import msgspec
 from streamline.codec import LargePayload
 from streamline.definitions import Workflow
 from streamline.errors import ValidationError
-from streamline.model import Entry, EntryKind, MessageKind, Run, Slot, SlotKind
+from streamline.model import Dispatch, Entry, EntryKind, MessageKind, Run, Slot, SlotKind
 from streamline.replay import (
     CANCEL,
     Cancelled,
+    ChildCommand,
+    Command,
     Execution,
     SlotCommand,
     StepCommand,
     TimerCommand,
+    kind_of,
 )
+from streamline.worker.children import children_of, dispatches, outcome_entries
 from streamline.worker.ending import Ending, cancelled, fail, poisoned, settle
 from streamline.worker.inbox import Inbox
 from streamline.worker.news import News
@@ -79,7 +83,9 @@ class Session:
         self._news = news
         self._on_turn = on_turn
         self._floor = recorded[-1].at if recorded else run.body_began_at
-        taken = (entry.message for entry in recorded if entry.message is not None)
+        # Not those of outcomes: one that comes twice is dropped, and they might be many.
+        messages = (entry for entry in recorded if entry.kind is EntryKind.MESSAGE)
+        taken = (entry.message for entry in messages if entry.message is not None)
         earlier = () if run.past is None else run.past.taken
         self.message_ids: deque[str] = deque([*earlier, *taken], KEPT_IDS)
         """The ids of the last messages taken, those of earlier generations included."""
@@ -153,6 +159,8 @@ class Session:
 
     def absorb(self) -> None:
         """Apply all facts at hand to the body, one at a time."""
+        if not self.inbox.empty:
+            self.inbox.drop_strays(lambda: {child.run_id for child in children_of(self.body)})
         self._on_turn(self.run.id)
         try:
             while (entry := self._next_entry()) is not None:
@@ -182,10 +190,15 @@ class Session:
         return self._next_fact() or self._next_timer()
 
     def _next_message(self) -> Entry | None:
-        taken = None if self.inbox.empty else self.inbox.take(self.open_slots())
+        taken = None if self.inbox.empty else self.inbox.take(self._ready_slots())
         if taken is None:
             return None
         message, slot = taken
+        if message.kind is MessageKind.OUTCOME:
+            # Whoever calls one run twice is told once.
+            first, *others = outcome_entries(message, children_of(self.body), self.now())
+            self._board.facts.extendleft(reversed(others))
+            return msgspec.structs.replace(first, fence=self.run.fence)
         self.message_ids.append(message.id)
         return self._entry(
             CANCEL if slot is None else slot.id,
@@ -199,7 +212,8 @@ class Session:
         facts = self._board.facts
         while facts:
             fact = facts.popleft()
-            if fact.id in self.body.open:
+            command = self.body.open.get(fact.id)
+            if command is not None and _answers(fact, command):
                 return msgspec.structs.replace(
                     fact, at=max(fact.at, self._floor), fence=self.run.fence
                 )
@@ -279,12 +293,42 @@ class Session:
 
     def open_slots(self) -> tuple[Slot, ...]:
         """Return the slots that the body has open."""
-        return tuple([c.slot for c in self.body.open.values() if isinstance(c, SlotCommand)])
+        kinds = (SlotCommand, ChildCommand)
+        return tuple([c.slot for c in self.body.open.values() if isinstance(c, kinds)])
+
+    def _ready_slots(self) -> tuple[Slot, ...]:
+        """Return the open slots that can take a message.
+
+        A child must have been started; and so must all calls of its run, which are told together.
+        """
+        commands = self.body.open.values()
+        children = [c for c in commands if isinstance(c, ChildCommand)]
+        unready = {child.run_id for child in children if not child.started}
+        return tuple(
+            [
+                c.slot
+                for c in commands
+                if isinstance(c, SlotCommand)
+                or (isinstance(c, ChildCommand) and c.run_id not in unready)
+            ]
+        )
+
+    def dispatches(self, ending: Ending | None) -> list[Dispatch]:
+        """Return what other runs are to be told with the next commit."""
+        return dispatches(
+            self.body,
+            self.run,
+            self.inbox,
+            awaiting=self.awaiting,
+            pending=self.tail.pending,
+            ending=ending,
+            forced=self.forced,
+        )
 
     @property
     def unwritten(self) -> bool:
         """Whether something was applied to the body that isn't stored."""
-        return bool(self.tail.pending or self.inbox.taken)
+        return bool(self.tail.pending or self.inbox.taken or self.body.children.requests)
 
     @property
     def has_waits(self) -> bool:
@@ -316,3 +360,8 @@ def _without_content(run: Run) -> Run:
     if not isinstance(payload, LargePayload) or payload.ref is None:
         return run
     return msgspec.structs.replace(run, input=run.input.with_payload(payload.ref))
+
+
+def _answers(fact: Entry, command: Command) -> bool:
+    """Whether a fact is of the kind that a command waits for; one of a step always is."""
+    return not isinstance(command, ChildCommand) or fact.kind is kind_of(command)

@@ -18,8 +18,11 @@ from streamline.codec import encode_exception
 from streamline.definitions import Workflow
 from streamline.errors import LeaseLost, StreamlineError, WorkflowNotFound
 from streamline.events import Event
-from streamline.model import Commit, Notice, Run, Status
+from streamline.model import Commit, CommitResult, Message, Notice, Run, Status
+from streamline.outbox import GRACE, outcome_error
 from streamline.store import Renewal
+from streamline.worker.children import failing_dispatches
+from streamline.worker.courier import Courier
 from streamline.worker.driver import RunDriver
 from streamline.worker.identity import WorkerId
 from streamline.worker.leases import LeaseKeeper
@@ -68,7 +71,15 @@ class Worker:
         self._threads = ThreadPoolExecutor(
             max(1, concurrency), thread_name_prefix="streamline-step"
         )
-        services = msgspec.structs.replace(services, threads=self._threads)
+        self.courier: Courier = Courier(
+            services.store,
+            services.registry.codes,
+            tell=self._tell,
+            notify=self.notice,
+            on_cancelled=lambda run: self._tell_cancelled(run),
+            polls=polls,
+        )
+        services = msgspec.structs.replace(services, threads=self._threads, courier=self.courier)
         self._services = services
         self._lease = lease
         self._concurrency = concurrency
@@ -107,7 +118,10 @@ class Worker:
             self._keeper.start()
         if claims:
             loop = asyncio.get_running_loop()
-            self._background = [loop.create_task(self.scheduler.run(), name="streamline-scheduler")]
+            self._background = [
+                loop.create_task(self.scheduler.run(), name="streamline-scheduler"),
+                loop.create_task(self.courier.run(), name="streamline-courier"),
+            ]
             if self._threaded:
                 neighbours = Neighbours(self._services.store, self.id, self.scheduler.notice_due)
                 sweeper = Sweeper(self._services.store)
@@ -133,6 +147,7 @@ class Worker:
             driver.abandon()
             await self._release(driver.id, driver.fence)
         self._evict_all()
+        await self.courier.stop()
         await asyncio.gather(*self._errands)
         if self._keeper is not None:
             await self._keeper.stop()
@@ -147,6 +162,7 @@ class Worker:
         for driver in self._drivers.values():
             driver.abandon()
         self._evict_all()
+        self.courier.kill()
 
     # -- claims -----------------------------------------------------------------------------------
 
@@ -186,6 +202,7 @@ class Worker:
 
     def notice(self, notice: Notice) -> None:
         """Take a hint that a run changed."""
+        self.courier.notice()
         if (driver := self._drivers.get(notice.run_id)) is not None:
             if notice.fence is not None and notice.fence > driver.fence:
                 driver.lose()
@@ -230,10 +247,38 @@ class Worker:
     def put_back(self, driver: RunDriver) -> None:
         """Give back what `take_parked` took: the run was not claimed."""
         self.free_place()
-        if driver.id in self._drivers or driver.id in self._parked:
-            driver.evict()  # claimed by the scheduler meanwhile, and built anew
+        if self._stopping or driver.id in self._drivers or driver.id in self._parked:
+            driver.evict()  # claimed by the scheduler meanwhile, and built anew; or never again
         else:
             self._cache(driver)
+
+    async def post_to(
+        self, driver: RunDriver, message: Message, *, slot: str | None = None
+    ) -> bool:
+        """Bring a run that `take_parked` took a message, and go on with it; else put it back.
+
+        Returns:
+            Whether it has the message; else the store says why not.
+        """
+        claim = self.scheduler.new_claim()
+        store = self._services.store
+        try:
+            run = await store.post_to_parked(driver.seen, message, claim, slot=slot)
+        except BaseException:
+            # It may have had its effect: then the run is ours, and nobody else may drive it.
+            self.put_back(driver)
+            self.fetch(driver.id, claim.id)
+            raise
+        if run is None:
+            self.put_back(driver)
+            return False
+        self.wake(driver, run)
+        return True
+
+    async def _tell(self, run_id: str, message: Message) -> bool:
+        """Bring a run a message at once if it is parked here and can go on."""
+        driver = self.take_parked(run_id)
+        return driver is not None and await self.post_to(driver, message)
 
     def wake(self, driver: RunDriver, run: Run) -> None:
         """Go on with a run that `take_parked` took and that was claimed for this worker."""
@@ -274,17 +319,18 @@ class Worker:
     @property
     def idle(self) -> bool:
         """Whether nothing happens here until time passes or a message comes."""
-        drivers = self._drivers.values()
-        return all(driver.idle for driver in drivers) and (
-            self.scheduler.idle or not self._background
-        )
+        return all(driver.idle for driver in self._drivers.values()) and self._looks_for_nothing
 
     @property
     def quiet(self) -> bool:
         """Whether at most steps are running: nothing else will happen by itself."""
-        return all(driver.quiet for driver in self._drivers.values()) and (
-            self.scheduler.idle or not self._background
-        )
+        return all(driver.quiet for driver in self._drivers.values()) and self._looks_for_nothing
+
+    @property
+    def _looks_for_nothing(self) -> bool:
+        if self.courier.busy:
+            return False
+        return not self._background or (self.scheduler.idle and self.courier.idle)
 
     def renew_now(self) -> None:
         """Renew all leases at once, for whoever moves a skipped clock."""
@@ -348,6 +394,8 @@ class Worker:
                 return parked
             parked.evict()
         workflow = self._services.registry.find_code(run.code)
+        if self._services.replace_workflow is not None:
+            workflow = self._services.replace_workflow(workflow)
         self._announce(run)
         return RunDriver(run, workflow, self._services, on_turn=self._turning)
 
@@ -359,6 +407,7 @@ class Worker:
         """Drive a claimed run here and now; returns the status it was left in."""
         self.adopt(run)
         status = await asyncio.shield(self._tasks[run.id])
+        await self.courier.finish()  # there may be no other process to do it soon
         return Status.RUNNING if status is None else status
 
     async def _drive(self, driver: RunDriver) -> Status | None:
@@ -434,19 +483,34 @@ class Worker:
             await asyncio.sleep(FAULT_PAUSE)
             await self._release(driver.id, driver.fence, faulty=True)
             return
-        failure = encode_exception(error, code=error.code)
+        try:
+            await self._fail(driver, error)
+        except Exception as second:
+            _log.warning("can't fail run %r: %s", driver.id, second)
+
+    async def _fail(self, driver: RunDriver, error: StreamlineError) -> None:
+        now = self._services.clock.now()
+        # As it is now: others may have come to follow it.
+        run = (
+            await self._services.store.load_run(driver.id, journal=False, inbox=False) or driver.run
+        )
+        outbox = failing_dispatches(run)
         commit = Commit(
             run_id=driver.id,
             fence=driver.fence,
-            rev=driver.run.rev,
+            rev=run.rev,
             status=Status.FAILED,
-            error=failure,
-            ended_at=self._services.clock.now(),
+            error=encode_exception(error, code=error.code),
+            ended_at=now,
+            followers=len(run.followers),
+            outbox=outbox,
+            outbox_due=now + GRACE if outbox else None,
         )
-        try:
-            await self._services.store.commit(commit)
-        except Exception as second:
-            _log.warning("can't fail run %r: %s", driver.id, second)
+        result = await self._services.store.commit(commit)
+        if result is CommitResult.INBOX_MOVED:
+            await self._fail(driver, error)
+        elif result is CommitResult.LANDED:
+            await self.courier.deliver(driver.id)
 
     # -- telling ----------------------------------------------------------------------------------
 
@@ -458,6 +522,11 @@ class Worker:
         else:
             name = "workflow:resumed"
         self._emit(name, run)
+
+    def _tell_cancelled(self, run: Run) -> None:
+        """Tell of a run that was ended without its body."""
+        self._on_ended(run)
+        self._emit("workflow:cancelled", run, outcome_error(run))
 
     def _emit_error(self, run: Run, error: Exception) -> None:
         self._emit("engine:error", run, error)

@@ -101,10 +101,24 @@ async def callers() -> None:
     assert_type(await checkout(Order("o-1")), str)
     assert_type(await checkout.options(id="o-1").start(Order("o-1")), RunHandle[str])
     assert_type(checkout.handle("o-1"), RunHandle[str])
+    assert_type(await checkout.options(id="o-1")(Order("o-1")), str)
     async with Streamline() as engine:
         assert_type(engine, Streamline)
         assert_type(await engine.start_run(checkout, Order("o-1")), RunHandle[str])
         assert_type(engine.handle("o-1"), RunHandle[Any])
+
+
+@workflow
+async def parent(order: Order) -> str:
+    assert_type(await checkout(order), str)
+    both = await asyncio.gather(checkout(order), waiting())
+    assert_type(both, tuple[str, int])
+    handle = await checkout.start(order)
+    assert_type(handle, RunHandle[str])
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(waiting())
+    assert_type(task.result(), int)
+    return await handle.result()
 
 
 async def wrong_calls(order: Order, engine: Streamline) -> None:

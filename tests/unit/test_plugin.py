@@ -119,7 +119,7 @@ async def test_crash_everywhere_finds_what_is_not_deterministic(streamline):
         await sleep("1h")
         return first + await draw(1)
 
-    with pytest.raises(AssertionError, match="after a crash (before|after) commit"):
+    with pytest.raises(AssertionError, match="after a crash (before|after) write"):
         await streamline.crash_everywhere(unfair)
 """
 

@@ -20,7 +20,7 @@ Tree = tuple[Any, ...]
 
 ORDERED = (
     "step", "flaky", "doomed", "sleep", "context", "seq", "gather", "group", "try", "finally",
-    "queue", "event", "lock", "late", "shield", "completed", "sleeps",
+    "queue", "event", "lock", "late", "shield", "completed", "sleeps", "child", "spawn", "broken",
 )  # fmt: skip
 UNORDERED = ("race", "timeout", "mailbox", "wait_for", "cancel", "semaphore")
 
@@ -35,6 +35,7 @@ def trees(kinds: tuple[str, ...], max_leaves: int) -> st.SearchStrategy[Tree]:
         st.tuples(st.just("doomed"), small),
         st.tuples(st.just("sleep"), duration),
         st.tuples(st.just("context"), small),
+        st.tuples(st.just("broken"), small),
     ]
     if "mailbox" in kinds:
         leaves.append(st.tuples(st.just("mailbox"), st.sampled_from(["a", "b"]), duration))
@@ -54,6 +55,8 @@ def trees(kinds: tuple[str, ...], max_leaves: int) -> st.SearchStrategy[Tree]:
             "late": st.tuples(st.just("late"), inner, inner),
             "shield": st.tuples(st.just("shield"), inner),
             "sleeps": st.tuples(st.just("sleeps"), st.lists(duration, min_size=1, max_size=3)),
+            "child": st.tuples(st.just("child"), inner),
+            "spawn": st.tuples(st.just("spawn"), inner, inner),
             "race": st.tuples(st.just("race"), several),
             "cancel": st.tuples(st.just("cancel"), inner, inner),
             "semaphore": st.tuples(st.just("semaphore"), several),
@@ -76,6 +79,8 @@ class Body:
         step: The step `work(value, turns)`.
         flaky: The step `flaky(value, failures)`.
         doomed: The step `doomed(value)`, which fails for good.
+        nested: The workflow `nested(tree)`, which runs a tree in a child.
+        broken: The workflow `broken(value)`, which fails.
     """
 
     def __init__(
@@ -83,10 +88,14 @@ class Body:
         step: Callable[[int, int], Awaitable[int]],
         flaky: Callable[[int, int], Awaitable[int]],
         doomed: Callable[[int], Awaitable[int]],
+        nested: Any,
+        broken: Any,
     ) -> None:
         self._step = step
         self._flaky = flaky
         self._doomed = doomed
+        self._nested = nested
+        self._broken = broken
 
     async def run(self, tree: Tree) -> Any:
         """Return the value of a tree; raises what is left uncaught."""
@@ -107,6 +116,16 @@ class Body:
 
     async def _doomed_node(self, value: int) -> Any:
         return await self._doomed(value)
+
+    async def _child_node(self, tree: Tree) -> Any:
+        return await self._nested(tree)
+
+    async def _spawn_node(self, spawned: Tree, first: Tree) -> Any:
+        handle = await self._nested.start(spawned)
+        return [await self.safely(first), await handle.result()]
+
+    async def _broken_node(self, value: int) -> Any:
+        return await self._broken(value)
 
     async def _sleep_node(self, seconds: float) -> Any:
         await sleep(seconds)

@@ -503,18 +503,15 @@ async def test_a_pinned_version_waits_for_a_worker_that_has_it(world):
     assert await handle.result(SECONDS) == "seven"
 
 
-async def test_a_workflow_called_in_a_body_is_refused_clearly(world):
-    """D4: children are not part of this release."""
+def test_starts_are_coroutine_functions_to_frameworks():
+    """Starlette, for one, calls what isn't in a thread, and awaits nothing."""
 
-    @world.workflow
-    async def child() -> None: ...
+    @workflow(registry=Registry())
+    async def flow() -> None: ...
 
-    @world.workflow
-    async def parent() -> None:
-        await child()
-
-    with pytest.raises(RunFailed, match="child workflows"):
-        await (await parent.start()).result(SECONDS)
+    launch = flow.options(id="o-1")
+    for awaited in (flow.start, launch.start, flow.__call__, launch.__call__):
+        assert asyncio.iscoroutinefunction(awaited)
 
 
 async def test_arguments_that_do_not_fit_are_refused_at_the_start(world):

@@ -51,7 +51,7 @@ class Trial:
         generations: int = 1,
     ) -> None:
         self.world = World()
-        self.recorded: set[str] = set()
+        self.recorded: set[tuple[str, str]] = set()
         self.violations: list[str] = []
         self.commits = 0
         self.sent: set[str] = set()
@@ -62,6 +62,8 @@ class Trial:
         self.workflow = self._define()
         self.world.before_commit = self._before
         self.world.after_commit = self._after
+        self.world.before_write = lambda verb: self._before(None)
+        self.world.after_write = lambda verb: self._dies(False)
         self.world.events.on("step:started", self._started)
 
     def _define(self) -> Any:
@@ -88,23 +90,39 @@ class Trial:
             await turns(0)
             raise NonRetryable(f"doomed {value}")
 
+        @world.workflow(name="broken")
+        async def broken(value: int) -> None:
+            raise Failed(f"broken {value}")
+
+        @world.workflow(name="nested")
+        async def nested(tree: list[Any]) -> Any:
+            return await body().safely(tuple(tree))
+
+        def body() -> Body:
+            return Body(work, flaky, doomed, nested, broken)
+
         @world.workflow(name="flow")
         async def flow(*earlier: Any) -> Any:
-            value = await Body(work, flaky, doomed).safely(self._tree)
+            value = await body().safely(self._tree)
             if len(earlier) + 1 < self._generations:
                 continue_as_new(*earlier, value)
             return [*earlier, value] if earlier else value
 
         return flow
 
-    def _before(self, commit: Commit) -> bool:
+    async def start(self) -> Any:
+        """Start the run, under an id that its children's ids begin with."""
+        return await self.workflow.options(id="r").start()
+
+    def _before(self, commit: Commit | None) -> bool:
         self.commits += 1
         return self._dies(True)
 
     def _after(self, commit: Commit) -> bool:
-        if commit.continuation is not None:
-            self.recorded.clear()  # the next generation has the same ids
-        self.recorded.update(e.id for e in commit.entries if e.kind is EntryKind.STEP)
+        if commit.continuation is not None:  # the next generation has the same ids
+            self.recorded = {each for each in self.recorded if each[0] != commit.run_id}
+        steps = (entry.id for entry in commit.entries if entry.kind is EntryKind.STEP)
+        self.recorded.update((commit.run_id, step) for step in steps)
         return self._dies(False)
 
     def _dies(self, before: bool) -> bool:
@@ -114,16 +132,17 @@ class Trial:
         return True
 
     def _started(self, event: Any) -> None:
-        if event.step in self.recorded:
+        if (event.run_id, event.step) in self.recorded:
             self.violations.append(f"{event.step} ran again")
 
     async def run(self) -> Run:
         """Run to the end, with messages sent meanwhile; returns the run with its whole journal."""
         async with self.world as world:
-            handle = await self.workflow.start()
+            handle = await self.start()
             speaking = asyncio.ensure_future(self._speak(handle))
             try:
                 await handle.wait(SECONDS)
+                await self.check_children()
             except TimeoutError:
                 raise AssertionError(f"the run hangs: {await world.run(handle.id)}") from None
             finally:
@@ -134,6 +153,14 @@ class Trial:
             self._check_replay(run, [*archived, *run.journal])
         assert not self.violations
         return run
+
+    async def check_children(self) -> None:
+        """Whatever was started ends, and nobody has anything left to tell."""
+        for run_id in self.world._shared.ids():
+            await self.world.handle(run_id).wait(SECONDS)
+        await self.world.settle()
+        for run_id in self.world._shared.ids():
+            assert (await self.world.run(run_id)).outbox == []
 
     async def _speak(self, handle: Any) -> None:
         for number in range(MESSAGES):
@@ -186,7 +213,7 @@ def run_trial(
     return trial, run
 
 
-crash_points = st.frozensets(st.tuples(st.integers(1, 12), st.booleans()), max_size=4)
+crash_points = st.frozensets(st.tuples(st.integers(1, 20), st.booleans()), max_size=4)
 seeds = st.integers(0, 2**32 - 1)
 
 
@@ -234,7 +261,7 @@ def test_a_cancel_at_any_moment_ends_the_run_or_comes_too_late(tree, seed, at):
 
     async def run() -> None:
         async with trial.world as world:
-            handle = await trial.workflow.start()
+            handle = await trial.start()
             for _ in range(at):
                 await asyncio.sleep(0)
             await handle.cancel()
@@ -243,6 +270,7 @@ def test_a_cancel_at_any_moment_ends_the_run_or_comes_too_late(tree, seed, at):
             taken = [e for e in stored.journal if e.id == "cancel"]
             assert not [m for m in stored.inbox if m.kind.value == "cancel"]
             assert len(taken) <= 1
+            await trial.check_children()
             assert run.status.value in ("cancelled", "done")
             assert not trial.violations
 
@@ -283,13 +311,14 @@ def test_a_run_taken_from_a_living_owner_stays_one_run(tree, seed, moments, gene
             other = await world.another_worker()
             other.mortal_store.before_commit = world.before_commit
             other.mortal_store.after_commit = world.after_commit
-            handle = await trial.workflow.start()
+            handle = await trial.start()
             speaking = asyncio.ensure_future(trial._speak(handle))
             await handle.wait(SECONDS)
             speaking.cancel()
             await asyncio.gather(speaking, return_exceptions=True)
             run = await world.run(handle.id)
             trial._check_replay(run, run.journal)
+            await trial.check_children()
             fences = [entry.fence for entry in run.journal]
             assert fences == sorted(fences)
 

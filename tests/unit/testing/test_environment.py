@@ -142,3 +142,27 @@ async def test_crashes_in_a_conversation_lose_no_message(env):
 
     result = await env.crash_everywhere_with(lambda: conversation.start(2), speak)
     assert result == ["42", "one", "two"]
+
+
+@workflow(registry=registry)
+async def calling(n: int) -> list[int]:
+    return list(await asyncio.gather(arithmetic(n), arithmetic(n + 1)))
+
+
+async def test_a_mocked_workflow_is_not_run():
+    """K2"""
+    async with Environment(registry=registry) as env:
+        mock = env.mock(arithmetic, side_effect=lambda n: n * 100)
+        run = await calling.options(id="p").start(3)
+        assert await run.result(10) == [300, 400]
+        assert sorted(call.args for call in mock.await_args_list) == [(3,), (4,)]
+        assert (await env.handle("p/arithmetic#2").get()).output == 400
+        assert await env.crash_everywhere(calling, 3) == [300, 400]
+
+
+async def test_a_mocked_workflow_fails_at_once():
+    async with Environment(registry=registry) as env:
+        mock = env.mock(arithmetic, raises=KeyError("no"))
+        with pytest.raises(RunFailed, match="no"):
+            await calling(3)
+        assert mock.await_count <= 2
