@@ -16,6 +16,8 @@ from typing import Any
 from streamline import (
     NonRetryable,
     Registry,
+    RunCancelled,
+    RunFailed,
     RunHandle,
     Status,
     continue_as_new,
@@ -321,4 +323,54 @@ async def _(env: Environment) -> RunHandle[Any]:
     handle = await renewed.options(id="history-renewed", context={"given": 1}).start(3, [])
     for number in range(3):
         await handle.send("mail", f"letter {number}", id=f"m{number}")
+    return handle
+
+
+# -- family: children called, started, failing, given up ------------------------------------------
+
+
+@workflow(name="child", registry=registry)
+async def child(n: int) -> Receipt:
+    await sleep(n)
+    return Receipt(Order(f"c-{n}", n, now()), await double(n))
+
+
+@workflow(name="bad-child", registry=registry)
+async def bad_child() -> None:
+    raise ValueError("bad")
+
+
+@workflow(name="family", registry=registry)
+async def family() -> list[Any]:
+    later = await child.options(id="history-child").start(50)
+    several = await asyncio.gather(child(3), child(1), child(2))
+    told: list[Any] = [receipt.number for receipt in several]
+    try:
+        await bad_child()
+    except RunFailed as error:
+        told += [repr(error.__cause__), error.run_id]
+    try:
+        async with asyncio.timeout(10):
+            await child(1000)
+    except TimeoutError:
+        told.append(await double(21))
+    hurried = await child.start(2000)
+    await hurried.cancel("no time")
+    try:
+        await hurried.result()
+    except RunCancelled as cancelled:
+        told.append(str(cancelled))
+    return [*told, later.id, (await later.result()).number]
+
+
+@recorded(family)
+async def _(env: Environment) -> RunHandle[Any]:
+    return await family.options(id="history-family").start()
+
+
+@recorded(family, name="family-waiting")
+async def _(env: Environment) -> RunHandle[Any]:
+    handle = await family.options(id="history-family-waiting").start()
+    await env.advance("5s")
+    await waiting(handle)
     return handle

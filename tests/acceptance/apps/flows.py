@@ -22,6 +22,7 @@ from tenacity import wait_fixed
 
 from streamline import (
     Registry,
+    RunFailed,
     continue_as_new,
     current,
     heartbeat,
@@ -181,6 +182,49 @@ def renewed(generations: int) -> tuple[list[int], int]:
         total += _work(mail) + _work(mail + 1)
         total += _work(total)
     return list(range(2 * generations)), total
+
+
+@workflow(registry=registry)
+async def errand(n: int) -> int:
+    """Do two steps with a nap between them."""
+    first = await work(n)
+    await asyncio.sleep(0.6)  # longer than a worker holds a run: it is parked
+    return (await work(first.value)).value
+
+
+@workflow(registry=registry)
+async def hopeless(n: int) -> None:
+    """Fail, after a step."""
+    raise LookupError(str((await work(n)).value))
+
+
+@workflow(registry=registry)
+async def endless() -> None:
+    """Wait for what never comes."""
+    await receive("never")
+
+
+@workflow(registry=registry)
+async def household(n: int) -> list[int]:
+    """Have children: some side by side, one for later, one that fails, one given up."""
+    later = await errand.start(n)
+    several = await asyncio.gather(*(errand(n + index) for index in range(1, 4)))
+    try:
+        async with asyncio.timeout(0.6):
+            await endless()
+    except TimeoutError:
+        several.append((await work(n)).value)
+    try:
+        await hopeless(n)
+    except RunFailed as error:
+        several.append(int(str(error.__cause__)))
+    return [*several, await later.result()]
+
+
+def kept(n: int) -> list[int]:
+    """Return what `household` must come to."""
+    errands = [_work(_work(n + index)) for index in range(4)]
+    return [*errands[1:], _work(n), _work(n), errands[0]]
 
 
 @step(registry=registry)
