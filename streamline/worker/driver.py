@@ -9,25 +9,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
-from datetime import datetime, timedelta
-from typing import Any, TypeVar
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
 
 import msgspec
 
 from streamline.clock import Alarm
-from streamline.codec import LargePayload
 from streamline.definitions import Workflow
-from streamline.errors import LeaseLost, NonDeterminism, PayloadTooLarge, ServerUnavailable
-from streamline.model import Commit, CommitResult, Entry, EntryKind, MessageKind, Run, Status
-from streamline.outbox import GRACE
+from streamline.errors import NonDeterminism, PayloadTooLarge
+from streamline.model import Commit, CommitResult, Entry, EntryKind, Run, Status
 from streamline.replay import ChildCommand
-from streamline.store import Spill
-from streamline.worker import generations
-from streamline.worker.children import last_dispatches, unseen, unstarted
-from streamline.worker.ending import Ending, fail
-from streamline.worker.guards import guards
+from streamline.worker import composing, generations
+from streamline.worker.children import unseen, unstarted
+from streamline.worker.ending import Ending
 from streamline.worker.heartbeats import Heartbeats
+from streamline.worker.held import HeldRun
 from streamline.worker.news import News
 from streamline.worker.nursery import Nursery
 from streamline.worker.services import Services
@@ -36,13 +33,9 @@ from streamline.worker.steps import StepBoard, StepState
 
 _log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
 # Not `cancelled`: that may be the cancel's own doing, which is consumed with it.
-_FACTS = frozenset({EntryKind.STEP, EntryKind.ATTEMPT, EntryKind.CHILD})
 _NEEDS_INBOX = frozenset({Status.WAITING, Status.DONE, Status.FAILED})
-RETRY_OUTAGE = 0.5
-"""Seconds between tries to commit while the server is away."""
+_FACTS = frozenset({EntryKind.STEP, EntryKind.ATTEMPT, EntryKind.CHILD})
 
 
 def _is_fact(entry: Entry) -> bool:
@@ -69,35 +62,34 @@ class RunDriver:
         *,
         on_turn: Callable[[str | None], None],
     ) -> None:
-        self.run: Run = run
-        self.continuing: bool = False
-        """Whether a commit is on its way that raises the fence: only its result tells."""
-        self.lease_until: datetime | None = None
-        """When the claim runs out unless it is renewed; None where nothing tells."""
         self._workflow = workflow
         self._services = services
-        self._spill = Spill(services.store)
         self._on_turn = on_turn
         self._wake = asyncio.Event()
         self._waiting = False
-        self._lost = False
         self._draining = False
         self._stale_inbox = False
         self._crowded = False  # whether messages came in faster than the last commit
         self._beat_unseen = False
         self._news = News(services.events)
+        self.held: HeldRun = HeldRun(run, services, self._news)
         self._heartbeats = Heartbeats(services, self._news)
         self._board = StepBoard(
             services,
             workflow.step_defaults,
             self._wake.set,
             self._beat,
-            may_start=lambda: not self._lease_is_over(),
+            may_start=lambda: not self.held.lease_is_over,
         )
         self._session: Session | None = None
-        self._nursery = Nursery(services, self._board.facts, self._persist)
+        self._nursery = Nursery(services, self._board.facts, self.held.persist)
 
     # -- from outside -----------------------------------------------------------------------------
+
+    @property
+    def run(self) -> Run:
+        """The run as this worker knows it."""
+        return self.held.run
 
     @property
     def id(self) -> str:
@@ -149,26 +141,18 @@ class RunDriver:
         """How many messages are known to have come in."""
         return self.run.inbox_seq if self._session is None else self._session.inbox.seq
 
-    @property
-    def lost(self) -> bool:
-        """Whether the claim is known to be lost."""
-        return self._lost
-
     def lose(self) -> None:
         """Take in that the claim is lost: cancel the steps at once, write nothing any more."""
-        self._lost = True
+        self.held.lost = True
         self._board.cancel_all()
         self._wake.set()
 
     def extend(self, until: datetime) -> None:
         """Take in that the claim was renewed."""
-        was_over = self._lease_is_over()
-        self.lease_until = until
+        was_over = self.held.lease_is_over
+        self.held.lease_until = until
         if was_over:
             self._wake.set()
-
-    def _lease_is_over(self) -> bool:
-        return self.lease_until is not None and self._services.clock.now() >= self.lease_until
 
     def drain(self) -> None:
         """Start no further steps; the run is handed back once the running ones have ended."""
@@ -189,7 +173,7 @@ class RunDriver:
     @property
     def can_go_on(self) -> bool:
         """Whether its body is in memory and still as the run was parked."""
-        return self._session is not None and not self._lost
+        return self._session is not None and not self.held.lost
 
     def reclaim(self, run: Run) -> bool:
         """Go on with a parked run that was claimed again, if nobody wrote to it meanwhile."""
@@ -199,7 +183,7 @@ class RunDriver:
         if self._session is None or not self.can_go_on or not same:
             return False
         self._session.reclaim(run)
-        self.run = self._session.run
+        self.held.run = self._session.run
         self._stale_inbox = False  # the claim brought the inbox as it is
         return True
 
@@ -254,14 +238,14 @@ class RunDriver:
                 return status
             # A process that stood still for longer than its lease may have lost the run: another
             # may have run these steps, and recorded them. The next renewal tells.
-            suspended = self._lost or self._lease_is_over()
+            suspended = self.held.lost or self.held.lease_is_over
             for state in () if suspended else starting:
                 self._board.start(state, session.body)
             if calling and not suspended:
                 await self._nursery.start(self.run, session.inbox, calling)
             if self._draining and not self._board.running:
                 return status
-            if not (self._board.facts or self._lost):
+            if not (self._board.facts or self.held.lost):
                 await self._sleep(None if suspended else session.next_due())
 
     def _is_crowded_out(self, session: Session, status: Status) -> bool:
@@ -290,37 +274,27 @@ class RunDriver:
         return self._session
 
     async def _open(self, run: Run) -> None:
-        store = self._services.store
-        archived = await self._persist(lambda: store.load_archive(run.id, run.journal_base))
-        if run.input.payload is not None:
-            given = await self._persist(lambda: self._spill.input(run.input, run.id))
-            run = msgspec.structs.replace(run, input=given)
+        archived = await self.held.load_archive(run)
+        run = await self.held.with_input(run)
         session = Session(
             run, archived, self._workflow, self._services, self._board, self._news, self._on_turn
         )
-        await session.replay(self._at_hand)
+        await session.replay(self.held.at_hand)
         self._session = session
-        self.run = session.run
+        self.held.run = session.run
         await self._nursery.hear(session.body, session.inbox)
         if run.parent is not None and await self._nursery.gave_up_orphan(run):
             self.hint()
 
-    async def _at_hand(self, entry: Entry) -> Entry:
-        return await self._persist(lambda: self._spill.entry(entry, self.id))
-
     async def _supply(self, session: Session) -> None:
         """Load the large payload of the message that is to be taken next."""
-        message = session.inbox.wanted
-        assert message is not None
-        payload = await self._persist(
-            lambda: self._spill.load(message.payload, self.id, message.place)
-        )
-        session.inbox.supply(message.with_payload(payload))
+        assert session.inbox.wanted is not None
+        session.inbox.supply(await self.held.with_payload(session.inbox.wanted))
 
     async def _rebuild(self, session: Session) -> None:
         """Throw away what isn't committed but the facts of steps, and start from what is stored."""
         facts = [entry for entry in session.tail.pending if _is_fact(entry)]
-        run = await self._reload()
+        run = await self.held.reload()
         self.evict()
         self._news.clear()
         self._board.facts.extendleft(reversed(facts))
@@ -330,32 +304,18 @@ class RunDriver:
         """Go on with the next generation, by the newest code; what ran for the last one goes."""
         self._board.cancel_all()
         await asyncio.sleep(0)  # a body that awaits nothing would keep everybody else waiting
-        run = await self._reload()
+        run = await self.held.reload()
         self.evict()
         self._workflow = self._services.registry.find_code(run.code)
         await self._open(run)
 
     async def _look_at_inbox(self) -> None:
-        if self._stale_inbox and not self._lost:
+        if self._stale_inbox and not self.held.lost:
             self._stale_inbox = False
-            self._live.refresh(await self._reload(journal=False))
+            self._live.refresh(await self.held.reload(journal=False))
         # After the wait, too: without its steps, which are forgotten, the run would be parked.
-        if self._lost:
-            raise self._lease_lost()
-
-    async def _reload(self, *, journal: bool = True) -> Run:
-        store = self._services.store
-        run = await self._persist(lambda: store.load_run(self.id, journal=journal))
-        if run is None or run.fence != self.run.fence or run.status is not Status.RUNNING:
-            raise self._lease_lost()
-        if run.spilled:  # by a message
-            self.run = msgspec.structs.replace(self.run, spilled=True)
-        return run
-
-    def _lease_lost(self) -> LeaseLost:
-        return LeaseLost(
-            f"another worker took over run {self.id!r}, or it was ended", run_id=self.id
-        )
+        if self.held.lost:
+            raise self.held.lease_lost()
 
     def _calling(self, session: Session, status: Status) -> list[ChildCommand]:
         """Return the children that are to be started, if the run goes on."""
@@ -401,56 +361,23 @@ class RunDriver:
     def _build_commit(
         self, session: Session, status: Status, ending: Ending | None, starting: list[StepState]
     ) -> Commit:
-        slots = () if ending is not None else session.open_slots()
-        moved = slots != session.awaiting
         now = self._services.clock.now()
         running = status is Status.RUNNING
-        pause = session.inbox.find(MessageKind.PAUSE) if status is Status.PAUSED else None
-        commit = Commit(
-            run_id=self.id,
-            fence=self.run.fence,
-            rev=self.run.rev,
-            status=status,
-            entries=(entries := tuple(session.tail.pending)),
-            progress=bool(entries and self.run.recoveries),
-            consumed=(*session.inbox.taken, *([pause.id] if pause else [])),
-            pause=None if pause is None else pause.id,
-            **guards(session, status, moved=moved),
-            due_at=session.next_due() if status is Status.WAITING else None,
-            awaiting=slots if moved else None,
-            attempts=self._board.attempts(starting, now) if running else (),
-            context=dict(session.body.context) if session.context_changed else None,
-            archive=session.tail.to_archive(),
-            journal_base=session.tail.base,
-            generation=self.run.generation,
-            spilled=self.run.spilled or session.tail.has_large,
+        attempts = self._board.attempts(starting, now) if running else ()
+        commit = composing.compose(
+            self.run, session, status, ending=ending, attempts=attempts, now=now
         )
-        if outbox := session.dispatches(ending):
-            due = now + GRACE
-            commit = msgspec.structs.replace(commit, outbox=tuple(outbox), outbox_due=due)
         if ending is None:
             return commit
         if ending.continues_with is not None:
             newest = self._services.registry.find_code(self.run.code)
             return generations.continued(commit, session, ending.continues_with, newest)
-        return self._ended(commit, ending, now)
-
-    def _ended(self, commit: Commit, ending: Ending, now: datetime) -> Commit:
-        keep = self.run.expire_after
-        return msgspec.structs.replace(
-            commit,
-            output=ending.output,
-            spilled=commit.spilled or isinstance(ending.output, LargePayload),
-            error=ending.failure,
-            ended_at=now,
-            # With something left to tell, `settle_outbox` sets it.
-            expire_at=None if keep is None or commit.outbox else now + timedelta(seconds=keep),
-        )
+        return composing.ended(commit, ending, self.run, now)
 
     async def _commit(self, session: Session, commit: Commit) -> bool:
         """Write what happened and what follows. False if it must be thought over again."""
         try:
-            result = await self._write(commit)
+            result = await self.held.write(commit)
         except PayloadTooLarge as error:
             if session.forced:
                 raise
@@ -458,40 +385,16 @@ class RunDriver:
             session.force(error)
             return False
         if result is CommitResult.LOST:
-            raise self._lease_lost()
+            raise self.held.lease_lost()
         if result is CommitResult.INBOX_MOVED:
             self._crowded = True
             if session.unwritten or commit.consumed:
                 await self._rebuild(session)
             else:  # nothing was applied that isn't stored
-                session.refresh(await self._reload(journal=False))
+                session.refresh(await self.held.reload(journal=False))
             return False
         self._landed(session, commit)
         return True
-
-    async def _write(self, commit: Commit) -> CommitResult:
-        self.continuing = commit.continuation is not None
-        try:
-            spilled = commit
-            if commit.spilled:
-                spilled = await self._persist(lambda: self._spill.commit(commit))
-            return await self._persist(lambda: self._services.store.commit(spilled))
-        finally:
-            self.continuing = False
-
-    async def _persist(self, verb: Callable[[], Awaitable[T]]) -> T:
-        """Ask the store, through outages, for as long as the claim may hold.
-
-        An outage is no fault of the run's: it must neither fail it nor count against it.
-        """
-        while True:
-            try:
-                return await verb()
-            except ServerUnavailable as error:
-                self._news.engine_error(error, self.run, self._services.clock.now())
-                if self._lost:
-                    raise self._lease_lost() from error
-                await asyncio.sleep(RETRY_OUTAGE)
 
     def _landed(self, session: Session, commit: Commit) -> None:
         self._crowded = self._crowded and commit.status is Status.RUNNING
@@ -511,56 +414,24 @@ class RunDriver:
 
     def _note(self, commit: Commit) -> None:
         """Take in what the document says now, and tell of it."""
-        run = self.run
-        self.run = msgspec.structs.replace(
-            run,
-            rev=commit.rev + 1,
-            fence=commit.next_fence,
-            status=commit.status,
-            spilled=run.spilled or commit.spilled,
-            context=run.context if commit.context is None else dict(commit.context),
-            output=commit.output,
-            error=commit.error,
-            ended_at=commit.ended_at,
-            expire_at=commit.expire_at,
-            recoveries=0 if commit.entries else run.recoveries,
-            attempts=list(commit.attempts or ()),
-        )
+        self.held.note(commit)
         self._news.of_commit(commit, self.run, self._services.clock.now())
         self._news.flush()
         if commit.outbox and self._services.courier is not None:
             self._services.courier.send(self.run, commit.outbox)
 
     async def _set_aside(self, error: NonDeterminism) -> Status:
-        """Pause a run whose code no longer fits; nothing of it is lost.
-
-        A run that was asked to end does so instead: its cleanup can't be reached any more.
-        """
+        """Pause a run whose code no longer fits, or let it end if it was asked to."""
         _log.error("%s", error)
         self._board.cancel_all()
         self.evict()
         self._news.clear()
         while True:
-            run = await self._reload()
-            cancel = next((m for m in run.inbox if m.kind is MessageKind.CANCEL), None)
-            now = self._services.clock.now()
-            outbox = () if cancel is None else last_dispatches(run)
-            commit = Commit(
-                run_id=self.id,
-                fence=run.fence,
-                rev=run.rev,
-                status=Status.PAUSED if cancel is None else Status.CANCELLED,
-                consumed=() if cancel is None else (cancel.id,),
-                uncancelled=cancel is None,
-                followers=None if cancel is None else len(run.followers),
-                error=fail(error, run, None).failure,
-                ended_at=None if cancel is None else now,
-                outbox=outbox,
-                outbox_due=now + GRACE if outbox else None,
-            )
-            result = await self._write(commit)
+            run = await self.held.reload()
+            commit = composing.set_aside(run, error, self._services.clock.now())
+            result = await self.held.write(commit)
             if result is CommitResult.LOST:
-                raise self._lease_lost()
+                raise self.held.lease_lost()
             if result is CommitResult.LANDED:
                 self._note(commit)
                 return commit.status

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
@@ -14,19 +13,20 @@ from typing import Any
 import msgspec
 
 from streamline import tasks
-from streamline.codec import encode_exception
 from streamline.definitions import Workflow
 from streamline.errors import LeaseLost, StreamlineError, WorkflowNotFound
 from streamline.events import Event
-from streamline.model import Commit, CommitResult, Message, Notice, Run, Status
-from streamline.outbox import GRACE, outcome_error
+from streamline.model import CommitResult, Message, Notice, Run, Status
+from streamline.outbox import outcome_error
 from streamline.store import Renewal
-from streamline.worker.children import failing_dispatches
+from streamline.worker import composing
 from streamline.worker.courier import Courier
 from streamline.worker.driver import RunDriver
 from streamline.worker.identity import WorkerId
 from streamline.worker.leases import LeaseKeeper
 from streamline.worker.neighbours import Neighbours
+from streamline.worker.parked import ParkedRuns
+from streamline.worker.places import Places
 from streamline.worker.scheduler import Scheduler
 from streamline.worker.services import Services
 from streamline.worker.sweeper import Sweeper
@@ -83,20 +83,17 @@ class Worker:
         self._services = services
         self._lease = lease
         self._concurrency = concurrency
-        self._cache_size = cache_size
         self._on_ended = on_ended
         self._on_lost = on_lost
         self._threaded = threaded
         self._drivers: dict[str, RunDriver] = {}
         self._tasks: dict[str, asyncio.Task[Status | None]] = {}
-        self._parked: OrderedDict[str, RunDriver] = OrderedDict()
+        self._parked = ParkedRuns(cache_size)
+        self._places = Places()
         self._keeper: LeaseKeeper | None = None
         self._background: list[asyncio.Task[None]] = []
         self._stopping = False
         self._errands: set[asyncio.Task[None]] = set()
-        self._reserved = 0
-        self._none_reserved = asyncio.Event()
-        self._none_reserved.set()
         self.scheduler: Scheduler = Scheduler(
             services, self.id, lease, room=self._room, adopt=self.adopt, polls=polls
         )
@@ -135,7 +132,7 @@ class Worker:
         self._stopping = True
         await tasks.end(self._background)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._none_reserved.wait(), RESERVED_GRACE)
+            await asyncio.wait_for(self._places.until_none_is_kept(), RESERVED_GRACE)
         for driver in list(self._drivers.values()):
             driver.drain()
         if self._tasks:
@@ -146,7 +143,7 @@ class Worker:
             await tasks.end([task])
             driver.abandon()
             await self._release(driver.id, driver.fence)
-        self._evict_all()
+        self._parked.evict()
         await self.courier.stop()
         await asyncio.gather(*self._errands)
         if self._keeper is not None:
@@ -161,7 +158,7 @@ class Worker:
             task.cancel()
         for driver in self._drivers.values():
             driver.abandon()
-        self._evict_all()
+        self._parked.evict()
         self.courier.kill()
 
     # -- claims -----------------------------------------------------------------------------------
@@ -176,7 +173,7 @@ class Worker:
             driver = self._drivers.get(run_id)
             # A run may have been parked and claimed again since: that claim is not the lost one.
             # Nor may one be whose own commit is raising its fence: what becomes of that tells.
-            if driver is None or driver.fence != asked[run_id] or driver.continuing:
+            if driver is None or driver.fence != asked[run_id] or driver.held.continuing:
                 continue
             driver.lose()
         for run_id, inbox_seq in renewal.inbox_seq.items():
@@ -227,8 +224,7 @@ class Worker:
         claims = bool(self._background) and self._room() > 0
         if not claims or flow.code not in self._services.registry.codes():
             return False
-        self._reserved += 1
-        self._none_reserved.clear()
+        self._places.keep()
         return True
 
     def take_parked(self, run_id: str) -> RunDriver | None:
@@ -236,13 +232,10 @@ class Worker:
 
         Whoever got one calls `wake` with the claimed run, or `put_back`.
         """
-        driver = self._parked.get(run_id)
-        if driver is None or not self._background or self._room() <= 0 or not driver.can_go_on:
+        if not self._background or self._room() <= 0 or self._parked.find(run_id) is None:
             return None
-        del self._parked[run_id]
-        self._reserved += 1
-        self._none_reserved.clear()
-        return driver
+        self._places.keep()
+        return self._parked.take(run_id)
 
     def put_back(self, driver: RunDriver) -> None:
         """Give back what `take_parked` took: the run was not claimed."""
@@ -250,7 +243,7 @@ class Worker:
         if self._stopping or driver.id in self._drivers or driver.id in self._parked:
             driver.evict()  # claimed by the scheduler meanwhile, and built anew; or never again
         else:
-            self._cache(driver)
+            self._parked.keep(driver)
 
     async def post_to(
         self, driver: RunDriver, message: Message, *, slot: str | None = None
@@ -306,14 +299,12 @@ class Worker:
 
     def seen(self, run_id: str) -> Run | None:
         """Return a run that is driven or parked here as this worker knows it, else None."""
-        driver = self._drivers.get(run_id) or self._parked.get(run_id)
+        driver = self._drivers.get(run_id) or self._parked.find(run_id)
         return None if driver is None or not driver.can_go_on else driver.seen
 
     def free_place(self) -> None:
         """Give back a place that `reserve` kept."""
-        self._reserved -= 1
-        if not self._reserved:
-            self._none_reserved.set()
+        self._places.free()
         self.scheduler.notice_room()
 
     @property
@@ -342,7 +333,7 @@ class Worker:
     def holds(self, run_id: str) -> bool:
         """Whether it drives this run at present, and will tell of its end."""
         driver = self._drivers.get(run_id)
-        return driver is not None and not driver.lost
+        return driver is not None and not driver.held.lost
 
     @property
     def claimed(self) -> int:
@@ -355,7 +346,7 @@ class Worker:
         return len(self._parked)
 
     def _room(self) -> int:
-        return 0 if self._stopping else self._concurrency - len(self._drivers) - self._reserved
+        return 0 if self._stopping else self._concurrency - len(self._drivers) - self._places.kept
 
     # -- driving ----------------------------------------------------------------------------------
 
@@ -381,13 +372,13 @@ class Worker:
     def _hold(self, driver: RunDriver, run: Run) -> None:
         self._drivers[run.id] = driver
         # Where leases are renewed by hand, whoever moves the clock sees to it.
-        driver.lease_until = run.due_at if self._threaded else None
+        driver.held.lease_until = run.due_at if self._threaded else None
         task = asyncio.get_running_loop().create_task(self._drive(driver), name=f"run {run.id}")
         self._tasks[run.id] = task
         task.add_done_callback(lambda done: self._finished(driver, done))
 
     def _driver_for(self, run: Run) -> RunDriver:
-        parked = self._parked.pop(run.id, None)
+        parked = self._parked.take(run.id)
         if parked is not None:
             if parked.reclaim(run):
                 self._announce(run)
@@ -451,17 +442,7 @@ class Worker:
             self.scheduler.notice_run(driver.id)
         elif driver.due_at is not None:
             self.scheduler.notice_due(driver.due_at)
-        self._cache(driver)
-
-    def _cache(self, driver: RunDriver) -> None:
-        self._parked[driver.id] = driver
-        while len(self._parked) > self._cache_size:
-            self._parked.popitem(last=False)[1].evict()
-
-    def _evict_all(self) -> None:
-        for driver in self._parked.values():
-            driver.evict()
-        self._parked.clear()
+        self._parked.keep(driver)
 
     # -- handing back -----------------------------------------------------------------------------
 
@@ -489,24 +470,11 @@ class Worker:
             _log.warning("can't fail run %r: %s", driver.id, second)
 
     async def _fail(self, driver: RunDriver, error: StreamlineError) -> None:
-        now = self._services.clock.now()
+        store = self._services.store
         # As it is now: others may have come to follow it.
-        run = (
-            await self._services.store.load_run(driver.id, journal=False, inbox=False) or driver.run
-        )
-        outbox = failing_dispatches(run)
-        commit = Commit(
-            run_id=driver.id,
-            fence=driver.fence,
-            rev=run.rev,
-            status=Status.FAILED,
-            error=encode_exception(error, code=error.code),
-            ended_at=now,
-            followers=len(run.followers),
-            outbox=outbox,
-            outbox_due=now + GRACE if outbox else None,
-        )
-        result = await self._services.store.commit(commit)
+        run = await store.load_run(driver.id, journal=False, inbox=False) or driver.run
+        commit = composing.failed(run, driver.fence, error, self._services.clock.now())
+        result = await store.commit(commit)
         if result is CommitResult.INBOX_MOVED:
             await self._fail(driver, error)
         elif result is CommitResult.LANDED:

@@ -533,7 +533,7 @@ async def test_a_child_that_takes_workers_down_fails_in_the_parent(world: World,
     await world.settle()
     poisoned = {"recoveries": 9, "due_at": world.clock.now()}
     world._shared.put({**world._shared.get("c"), **poisoned})
-    world.process.worker._evict_all()
+    world.process.worker._parked.evict()
     world.process.worker.scheduler.notice_due()
     with pytest.raises(RunFailed, match="without progress"):
         await run.result(SECONDS)
@@ -835,7 +835,7 @@ async def test_a_step_in_the_place_of_a_child_is_a_divergence(world: World, fami
     await world.settle()
     as_step = True
     await world.crash()
-    world.process.worker._evict_all()
+    world.process.worker._parked.evict()
     await world.advance(61)
     document = await run.get()
     assert document.status == Status.PAUSED
@@ -1131,7 +1131,7 @@ async def test_a_process_that_dies_while_it_tells_leaves_no_body(world: World, f
     run = await parent.start()
     await world.settle()
     dying = world.process
-    driver = dying.worker._parked[run.id]
+    driver = dying.worker._parked.find(run.id)
     dying.mortal_store.before_write = lambda verb: (
         verb == "post_to_parked" and (world.crash_soon() or True)
     )

@@ -21,7 +21,7 @@ from streamline import (
 )
 from streamline.model import Commit, CommitResult
 from streamline.store.memory import MemoryStore
-from streamline.worker import breaker, driver
+from streamline.worker import breaker, held
 
 
 @pytest.fixture
@@ -276,7 +276,7 @@ class FailingStore(MemoryStore):
 @pytest.fixture
 def quick_retries(monkeypatch):
     monkeypatch.setattr(breaker.CircuitBreaker, "delay", lambda self: 0.002)
-    monkeypatch.setattr(driver, "RETRY_OUTAGE", 0.002)
+    monkeypatch.setattr(held, "RETRY_OUTAGE", 0.002)
 
 
 @pytest.mark.parametrize("error", [ServerUnavailable("away"), RuntimeError("a bug")])

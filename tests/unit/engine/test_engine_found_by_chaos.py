@@ -13,13 +13,13 @@ from tenacity import wait_fixed
 from streamline import ServerUnavailable, Status, receive
 from streamline.store.connection import Connection
 from streamline.store.memory import MemoryStore
-from streamline.worker import driver
+from streamline.worker import held
 from streamline.worker.leases import LeaseKeeper
 
 
 async def test_an_outage_while_a_run_is_read_does_not_fail_it(world, monkeypatch):
     """Nor does it hand the run back: the reads of a driver go through outages as its commits do."""
-    monkeypatch.setattr(driver, "RETRY_OUTAGE", 0.01)
+    monkeypatch.setattr(held, "RETRY_OUTAGE", 0.01)
     go_on, outages = asyncio.Event(), []
 
     @world.step

@@ -235,7 +235,7 @@ async def test_an_evicted_run_has_no_effects_and_leaks_nothing(world, caplog):
             await clean(n)
             await sleep(1)
 
-    world.process.worker._cache_size = 2
+    world.process.worker._parked.size = 2
     before = len(asyncio.all_tasks())
     with caplog.at_level(logging.DEBUG, "asyncio"):
         handles = [await flow.start(n) for n in range(1, 7)]
@@ -266,7 +266,7 @@ async def test_evicting_every_run_at_every_park_changes_nothing(world):
             await sleep("1h")
         return out
 
-    world.process.worker._cache_size = 0
+    world.process.worker._parked.size = 0
     handle = await flow.start()
     for n in range(4):
         await handle.send("box", n)

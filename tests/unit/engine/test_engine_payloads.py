@@ -159,7 +159,8 @@ async def test_a_parked_run_holds_no_encoded_result_that_is_huge(world: Any) -> 
 
     run = await flow.start()
     await until_status(run, Status.WAITING)
-    (driver,) = world.process.worker._parked.values()
+    driver = world.process.worker._parked.find(run.id)
+    assert driver is not None
     session = driver._session
     assert all(type(entry.value) is PayloadRef for entry in session.tail.stored)
     assert "Dropped" in repr(session.body._outputs)

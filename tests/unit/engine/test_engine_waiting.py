@@ -585,7 +585,7 @@ async def test_a_message_whose_receive_timed_out_is_kept_for_the_next(world):
 
 async def test_a_parked_run_that_was_evicted_goes_on_when_it_is_resumed(world, asking):
     """Behaviour 32, W3"""
-    world.process.worker._cache_size = 1
+    world.process.worker._parked.size = 1
     handles = [await asking.start() for _ in range(3)]
     await world.settle()
     assert world.process.worker.cached == 1
