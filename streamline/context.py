@@ -1,7 +1,6 @@
 """What user code calls inside a run, over the runtime that the engine puts there.
 
-A workflow body sees a `BodyRuntime` (the replay core), a step a `StepRuntime` (the worker). This
-module knows both only as the interfaces below. Outside a run most functions raise `InvalidState`.
+Outside a run most functions raise `InvalidState`; see `runtime.py` for what is there inside.
 """
 
 from __future__ import annotations
@@ -10,18 +9,23 @@ import asyncio
 import logging
 import random as _random
 import uuid as _uuid
-from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Coroutine, Mapping, MutableMapping
-from concurrent.futures import Executor
-from contextvars import ContextVar
+from collections.abc import AsyncIterator, Mapping, MutableMapping
 from datetime import UTC, datetime
 from threading import Event
 from typing import Any, NoReturn, Protocol, TypeVar, overload
 
 from streamline.durations import Duration, to_seconds
-from streamline.errors import InvalidState
 from streamline.ids import check_name
-from streamline.model import Run, SlotKind
+from streamline.model import SlotKind
+from streamline.runtime import (
+    Runtime,
+    StepRuntime,
+    body_runtime,
+    present_runtime,
+    require_body,
+    require_runtime,
+    require_step,
+)
 
 T = TypeVar("T")
 
@@ -30,163 +34,6 @@ class NamedStep(Protocol):
     """A step definition, as far as this layer knows it."""
 
     name: str
-
-
-class Runtime(ABC):
-    """What every piece of code inside a run can ask."""
-
-    run: Run
-    """The run as it was claimed; `current()` says what has changed since."""
-
-    @property
-    @abstractmethod
-    def replaying(self) -> bool:
-        """Whether what happens now happened before, and is only gone through again."""
-
-    @property
-    @abstractmethod
-    def context(self) -> Mapping[str, Any]:
-        """The run's own state."""
-
-    @abstractmethod
-    def set_context(self, changes: Mapping[str, Any]) -> None:
-        """Change the run's own state; recorded with the next commit."""
-
-    @abstractmethod
-    def output_of(self, step_id: str) -> Any:
-        """Return the recorded output of a step; raises `StepNotFound`."""
-
-    @abstractmethod
-    def workflow_input(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return the decoded arguments of the run."""
-
-
-class BodyRuntime(Runtime):
-    """What a workflow body can ask on top."""
-
-    @abstractmethod
-    def now(self) -> datetime:
-        """Return the time of the entry being applied."""
-
-    @property
-    @abstractmethod
-    def rng(self) -> _random.Random:
-        """The run's own generator: the same numbers on every replay."""
-
-    @abstractmethod
-    def call_step(
-        self, step: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Coroutine[Any, Any, Any]:
-        """Give the step its id now, and ask for it when the coroutine is first awaited."""
-
-    @abstractmethod
-    def call_child(
-        self, flow: Any, args: tuple[Any, ...], kwargs: dict[str, Any], options: Any
-    ) -> Coroutine[Any, Any, Any]:
-        """Give a child its id now; start it, and wait for its result, when awaited."""
-
-    @abstractmethod
-    def start_child(
-        self, flow: Any, args: tuple[Any, ...], kwargs: dict[str, Any], options: Any
-    ) -> Coroutine[Any, Any, Any]:
-        """Give a child its id now; start it, and return its handle, when awaited."""
-
-    @abstractmethod
-    def child_handle(self, run_id: str) -> Any:
-        """Return a handle of a run by its id; in a body most of what it offers is refused."""
-
-    @abstractmethod
-    def open_slot(
-        self,
-        kind: SlotKind,
-        name: str | None,
-        *,
-        type: Any,
-        reason: str | None = None,
-        data: Any = None,
-        timeout: float | None = None,
-    ) -> Coroutine[Any, Any, Any]:
-        """Give the slot its id now, and open it when the coroutine is first awaited."""
-
-    @abstractmethod
-    def patched(self, patch_id: str) -> bool:
-        """Whether this run takes the new side of a change."""
-
-    @abstractmethod
-    def continue_as_new(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> NoReturn:
-        """Raise what ends the body, so that the run goes on with these arguments."""
-        raise NotImplementedError
-
-
-class StepRuntime(Runtime):
-    """What a step can ask on top."""
-
-    threads: Executor | None
-    """Where plain functions run; None for the event loop's own pool."""
-    step_id: str
-    attempt: int
-    last_heartbeat: Any
-
-    @property
-    @abstractmethod
-    def cancelled(self) -> Event:
-        """Set once the step is cancelled or its run is lost."""
-
-    @abstractmethod
-    def heartbeat(self, details: Any) -> None:
-        """Tell that the step is alive, from any thread."""
-
-
-_runtime: ContextVar[Runtime | None] = ContextVar("streamline_runtime", default=None)
-
-
-def enter_runtime(runtime: Runtime | None) -> None:
-    """Put a runtime in place for the present context (the engine calls this)."""
-    _runtime.set(runtime)
-
-
-def body_runtime() -> BodyRuntime | None:
-    """Return the runtime if this is a workflow body."""
-    runtime = _runtime.get()
-    return runtime if isinstance(runtime, BodyRuntime) else None
-
-
-def step_threads() -> Executor | None:
-    """Return where a plain step runs: in a run the worker's threads, else None."""
-    runtime = _runtime.get()
-    return runtime.threads if isinstance(runtime, StepRuntime) else None
-
-
-def in_step() -> bool:
-    """Whether this code runs as part of a step."""
-    return isinstance(_runtime.get(), StepRuntime)
-
-
-def _require_runtime(name: str) -> Runtime:
-    runtime = _runtime.get()
-    if runtime is None:
-        raise InvalidState(f"{name} was called outside a run: call it in a @workflow or a @step")
-    return runtime
-
-
-def _require_body(name: str) -> BodyRuntime:
-    runtime = _require_runtime(name)
-    if not isinstance(runtime, BodyRuntime):
-        raise InvalidState(
-            f"{name} was called in a step of run {runtime.run.id!r}: call it in the workflow body",
-            run_id=runtime.run.id,
-        )
-    return runtime
-
-
-def _require_step(name: str) -> StepRuntime:
-    runtime = _require_runtime(name)
-    if not isinstance(runtime, StepRuntime):
-        raise InvalidState(
-            f"{name} was called in the body of run {runtime.run.id!r}: call it in a @step",
-            run_id=runtime.run.id,
-        )
-    return runtime
 
 
 class Current:
@@ -252,19 +99,19 @@ class Current:
         The run's id and the step's, `o-1/charge#2`; from the second generation on (see
         `continue_as_new`) with its number, `o-1/charge#2@2`.
         """
-        key = f"{self.run_id}/{_require_step('idempotency_key').step_id}"
+        key = f"{self.run_id}/{require_step('idempotency_key').step_id}"
         # Step ids hold no `/` and no `@`, so no two keys can be alike.
         return key if self.generation == 1 else f"{key}@{self.generation}"
 
     @property
     def cancelled(self) -> Event:
         """Set once this step is cancelled or its run is lost; for steps in threads."""
-        return _require_step("cancelled").cancelled
+        return require_step("cancelled").cancelled
 
     @property
     def last_heartbeat(self) -> Any:
         """The details of the last heartbeat of an earlier attempt, or None."""
-        return _require_step("last_heartbeat").last_heartbeat
+        return require_step("last_heartbeat").last_heartbeat
 
     def output_of(self, step: NamedStep | str) -> Any:
         """Return the recorded output of a step: by its definition (first call) or its id.
@@ -281,7 +128,7 @@ def current() -> Current:
     Raises:
         InvalidState: It is not part of a run.
     """
-    return Current(_require_runtime("current()"))
+    return Current(require_runtime("current()"))
 
 
 async def sleep(duration: Duration) -> None:
@@ -346,7 +193,7 @@ async def wait(
     seconds = None if timeout is None else to_seconds(timeout)
     if name is not None:
         check_name(name, what="a wait")
-    slot = _require_body("wait()").open_slot(
+    slot = require_body("wait()").open_slot(
         SlotKind.WAIT, name, type=type, reason=reason, data=data, timeout=seconds
     )
     async with asyncio.timeout(seconds):
@@ -374,7 +221,7 @@ async def receive(channel: str, *, type: Any = Any, timeout: Duration | None = N
     """
     seconds = None if timeout is None else to_seconds(timeout)
     check_name(channel, what="a channel")
-    slot = _require_body("receive()").open_slot(
+    slot = require_body("receive()").open_slot(
         SlotKind.RECEIVE, channel, type=type, timeout=seconds
     )
     async with asyncio.timeout(seconds):
@@ -413,7 +260,7 @@ def patched(patch_id: str) -> bool:
     True for a run that gets here for the first time under code that has the call, False for one
     that passed here before; the answer is recorded, and the same ever after.
     """
-    return _require_body("patched()").patched(check_name(patch_id, what="a patch"))
+    return require_body("patched()").patched(check_name(patch_id, what="a patch"))
 
 
 def deprecate_patch(patch_id: str) -> None:
@@ -421,7 +268,7 @@ def deprecate_patch(patch_id: str) -> None:
 
     Runs that recorded the patch go on, and those that didn't are not asked any more.
     """
-    _require_body("deprecate_patch()")
+    require_body("deprecate_patch()")
     check_name(patch_id, what="a patch")
 
 
@@ -437,7 +284,7 @@ def continue_as_new(*args: Any, **kwargs: Any) -> NoReturn:
         PayloadTooLarge: They are larger than may be stored.
         InvalidState: This is not a workflow body.
     """
-    _require_body("continue_as_new()").continue_as_new(args, kwargs)
+    require_body("continue_as_new()").continue_as_new(args, kwargs)
 
 
 def set_context(**values: Any) -> None:
@@ -448,7 +295,7 @@ def set_context(**values: Any) -> None:
     Raises:
         ValidationError: A value can't be stored.
     """
-    _require_runtime("set_context()").set_context(values)
+    require_runtime("set_context()").set_context(values)
 
 
 def heartbeat(details: Any = None) -> None:
@@ -457,20 +304,20 @@ def heartbeat(details: Any = None) -> None:
     Args:
         details: Any value that can be stored; `current().last_heartbeat` of a later attempt.
     """
-    _require_step("heartbeat()").heartbeat(details)
+    require_step("heartbeat()").heartbeat(details)
 
 
 class _RunLogger(logging.LoggerAdapter[logging.Logger]):
     """A logger that knows the run, and is silent while a body is replayed."""
 
     def isEnabledFor(self, level: int) -> bool:
-        runtime = _runtime.get()
+        runtime = present_runtime()
         return not (runtime is not None and runtime.replaying) and super().isEnabledFor(level)
 
     def process(
         self, msg: Any, kwargs: MutableMapping[str, Any]
     ) -> tuple[Any, MutableMapping[str, Any]]:
-        runtime = _runtime.get()
+        runtime = present_runtime()
         if runtime is not None:
             extra = {"run_id": runtime.run.id, "workflow": runtime.run.workflow}
             if isinstance(runtime, StepRuntime):

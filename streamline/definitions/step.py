@@ -15,10 +15,10 @@ from tenacity.retry import retry_base
 from tenacity.stop import stop_base
 from tenacity.wait import wait_base
 
-from streamline.context import body_runtime, step_threads
 from streamline.definitions.signature import Signature
 from streamline.ids import check_name
 from streamline.retry import RetryPolicy
+from streamline.runtime import body_runtime, step_threads
 
 P = ParamSpec("P")
 R_co = TypeVar("R_co", covariant=True)

@@ -10,13 +10,13 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Generic, ParamSpec, TypeVar
 
-from streamline.context import body_runtime
 from streamline.definitions.signature import Signature
 from streamline.definitions.step import StepDefaults
 from streamline.durations import Duration
 from streamline.errors import InvalidState, ValidationError
 from streamline.handles import Engine, OnExisting, RunHandle, StartOptions, current_control
 from streamline.ids import check_name
+from streamline.runtime import body_runtime
 
 P = ParamSpec("P")
 R_co = TypeVar("R_co", covariant=True)

@@ -14,7 +14,6 @@ from typing import Any, NoReturn
 import msgspec
 
 from streamline.codec import Failure, decode, decode_exception, encode
-from streamline.context import body_runtime
 from streamline.definitions import Workflow
 from streamline.documents import WorkflowRun
 from streamline.errors import InvalidState, ValidationError
@@ -24,6 +23,7 @@ from streamline.model import DispatchKind, Entry, EntryKind, Run, Slot, SlotKind
 from streamline.replay.commands import ChildCommand
 from streamline.replay.eviction import Never
 from streamline.replay.loop import ReplayLoop
+from streamline.runtime import body_runtime
 
 REASON_LIMIT = 16 * 1024
 """Bytes of the reason of a cancel, as outside of bodies."""

@@ -26,7 +26,6 @@ from streamline.codec import (
     kept,
     type_reference,
 )
-from streamline.context import BodyRuntime, enter_runtime
 from streamline.definitions import Step, Workflow
 from streamline.errors import PayloadTooLarge, StepNotFound, ValidationError
 from streamline.model import Entry, EntryKind, Input, Run, Slot, SlotKind
@@ -48,6 +47,7 @@ from streamline.replay.eviction import Never
 from streamline.replay.forbidden import stuck_error
 from streamline.replay.loop import ReplayLoop
 from streamline.replay.outcome import Failed, Outcome
+from streamline.runtime import BodyRuntime, enter_runtime
 
 _log = logging.getLogger(__name__)
 

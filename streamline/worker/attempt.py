@@ -14,10 +14,10 @@ from typing import Any
 import msgspec
 
 from streamline.codec import Limits, decode, encode
-from streamline.context import StepRuntime, enter_runtime
 from streamline.errors import InvalidState, StepTimeout
 from streamline.model import Run
 from streamline.replay import Execution, StepCommand
+from streamline.runtime import StepRuntime, enter_runtime
 
 _log = logging.getLogger(__name__)
 

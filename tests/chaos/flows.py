@@ -31,7 +31,7 @@ from streamline import (
     wait,
     workflow,
 )
-from streamline.context import _require_step
+from streamline.runtime import require_step
 from tests.acceptance.apps.flows import Done
 from tests.chaos.trail import Trail
 
@@ -63,7 +63,7 @@ class Place:
             generation=here.generation,
             attempt=here.attempt,
             idempotency_key=here.idempotency_key,
-            fence=_require_step("effect").run.fence,
+            fence=require_step("effect").run.fence,
         )
         return effect
 

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "streamline"
 LAYERS: list[set[str]] = [
     {"durations", "errors", "clock", "ids", "tasks"},
     {"codec", "model", "outbox", "events", "retry", "health"},
-    {"context", "documents", "handles"},
+    {"context", "documents", "handles", "runtime"},
     {"definitions"},
     {"replay", "store"},
     {"worker", "waiters"},
@@ -29,6 +29,7 @@ FORBIDDEN = {
     "store": {"beanie", "streamline.replay", "streamline.definitions", "streamline.context"},
     "definitions": {"pymongo", "beanie", "bson"},
     "context": {"pymongo", "beanie", "bson"},
+    "runtime": {"pymongo", "beanie", "bson"},
     "worker": {"pymongo", "beanie"},
 }
 """What a layer must not import at all, whatever its place."""
