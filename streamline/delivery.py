@@ -105,7 +105,11 @@ class Delivery:
             return False
         seen = driver.seen
         # An id that isn't new may be among archived entries: the store must look for it there.
-        letter = _try(compose, seen) if fresh or not seen.journal_base else None
+        try:
+            letter = _try(compose, seen) if fresh or not seen.journal_base else None
+        except BaseException:
+            self._worker.put_back(driver)
+            raise
         # Nothing is to wait for a large payload that is being written.
         if letter is None or isinstance(letter.message.payload, LargePayload):
             self._worker.put_back(driver)

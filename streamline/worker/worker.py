@@ -90,6 +90,7 @@ class Worker:
         self._tasks: dict[str, asyncio.Task[Status | None]] = {}
         self._parked = ParkedRuns(cache_size)
         self._places = Places()
+        self._taken: dict[str, int] = {}  # what inbox of runs out of the cache was heard of since
         self._keeper: LeaseKeeper | None = None
         self._background: list[asyncio.Task[None]] = []
         self._stopping = False
@@ -205,7 +206,11 @@ class Worker:
                 driver.lose()
             elif notice.inbox_seq is not None:
                 self._hint(notice.run_id, notice.inbox_seq)
-        elif notice.due_at is not None and notice.status is not Status.RUNNING:
+            return
+        if notice.run_id in self._taken:
+            heard = max(self._taken[notice.run_id], notice.inbox_seq or 0)
+            self._taken[notice.run_id] = heard
+        if notice.due_at is not None and notice.status is not Status.RUNNING:
             if not self._background or notice.code not in (None, *self._codes()):
                 return
             if notice.due_at <= self._services.clock.now():
@@ -235,10 +240,12 @@ class Worker:
         if not self._background or self._room() <= 0 or self._parked.find(run_id) is None:
             return None
         self._places.keep()
+        self._taken[run_id] = 0
         return self._parked.take(run_id)
 
     def put_back(self, driver: RunDriver) -> None:
         """Give back what `take_parked` took: the run was not claimed."""
+        self._taken.pop(driver.id, None)
         self.free_place()
         if self._stopping or driver.id in self._drivers or driver.id in self._parked:
             driver.evict()  # claimed by the scheduler meanwhile, and built anew; or never again
@@ -275,10 +282,13 @@ class Worker:
 
     def wake(self, driver: RunDriver, run: Run) -> None:
         """Go on with a run that `take_parked` took and that was claimed for this worker."""
+        heard = self._taken.pop(driver.id, 0)
         self.free_place()
         if driver.id not in self._drivers and driver.reclaim(run):
             self._announce(run)
             self._hold(driver, run)
+            # What came in after the claim, but before its reply, found the run nowhere.
+            self._hint(driver.id, heard)
         else:
             driver.evict()
             self.fetch(run.id, run.claim)

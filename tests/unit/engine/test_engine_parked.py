@@ -179,3 +179,44 @@ async def test_a_start_that_is_cancelled_strands_no_run(world, local, listener):
     with pytest.raises(asyncio.CancelledError):
         await start
     assert await world.handle("q").result(SECONDS) == 1
+
+
+async def test_what_comes_in_before_the_claims_reply_is_heard_of(world, local, monkeypatch):
+    """It finds the run neither parked nor driven: whoever takes the run in must look."""
+
+    @world.step
+    async def endless() -> None:
+        await asyncio.sleep(1000)
+
+    @world.workflow
+    async def listener() -> None:
+        await receive("numbers", type=int)
+        await endless()
+
+    handle = await parked(world, local, listener)
+    post = local.mortal_store.post_to_parked
+
+    async def slowly(*args, **options):
+        run = await post(*args, **options)
+        if run is not None:
+            await asyncio.create_task(handle.cancel())
+        return run
+
+    monkeypatch.setattr(local.mortal_store, "post_to_parked", slowly)
+    await handle.send("numbers", 1)
+    await until_status(handle, Status.CANCELLED)
+
+
+async def test_a_check_that_breaks_down_strands_no_run(world, local, listener):
+    """As a validator of the user's may."""
+    handle = await parked(world, local, listener, 1)
+
+    def compose(run):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await local._control._delivery.deliver(handle.id, compose)
+    assert local.worker.cached == 1
+    assert local.worker._places.kept == 0
+    await handle.send("numbers", 1)
+    assert await handle.result(SECONDS) == [1]
