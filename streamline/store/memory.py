@@ -329,6 +329,9 @@ class MemoryStore(RunStore):
             if stored.status not in (Status.DONE, Status.FAILED):
                 return False
             base = min(stored.journal_base, len(kept))
+            if stored.journal_base:
+                archive = {index: _copy(entry) for index, entry in enumerate(kept[:base])}
+                self.data.archives[run.id] = archive
             self._put(rewound(stored, [_copy(e) for e in kept[base:]], base, self.clock.now()))
             self.data.payloads.look(run.id, self.clock.now())
             return True

@@ -97,3 +97,12 @@ async def test_a_rewound_run_is_lost_to_whoever_held_it_before(store: RunStore) 
     assert await store.rewind_run(run, run.journal)
     assert await store.claim_run(new_claim("w2"), "r") is not None
     assert await store.commit(commit_of(run)) is CommitResult.LOST
+
+
+async def test_what_is_left_out_among_archived_entries_is_gone(store: RunStore) -> None:
+    """As a retry leaves out the attempts of the step that failed."""
+    entries = tuple(entry(store, id_) for id_ in "abcdef")
+    run = await ended(store, Status.FAILED, entries)
+    kept = [each for each in entries if each.id != "b"]
+    assert await store.rewind_run(run, kept)
+    assert await whole_journal(store, await load(store)) == kept
