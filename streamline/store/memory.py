@@ -397,7 +397,7 @@ class MemoryStore(RunStore):
             except DataCorruption:  # it was set aside, and expires never
                 self.data.put(settled_document(document, sent, again_at))
             else:
-                self._put(settled(run, sent, again_at))
+                self._end(settled(run, sent, again_at))
 
     # -- notices ----------------------------------------------------------------------------------
 

@@ -86,7 +86,7 @@ class MongoStore(RunStore):
         self._payloads = Payloads(self._connection)
         self._sweep = Sweep(self._connection, self._payloads)
         self._claims = Claims(self._connection)
-        self._outboxes = Outboxes(self._connection, self._archive)
+        self._outboxes = Outboxes(self._connection, self._archive, self._payloads)
         self._messages = Messages(self._connection, self._archive, inbox_limit=inbox_limit)
         self._commits = Writer(CommitGroup(self._connection).send)
         self._inserts = Writer(InsertGroup(self._connection).send)

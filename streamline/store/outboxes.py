@@ -8,20 +8,22 @@ from datetime import datetime
 from streamline.model import Dispatch
 from streamline.outbox import readable
 from streamline.store.archive import Archive
-from streamline.store.base import Outbox
+from streamline.store.base import GONE_AFTER, Outbox
 from streamline.store.connection import Connection, Document
 from streamline.store.indexes import RUNS
 from streamline.store.modify import find_and_modify
 from streamline.store.outgoing import due_outbox, expiry, left_outbox
+from streamline.store.payloads import Payloads
 from streamline.store.updates import HAS_DUE, NOT_ENDED
 
 
 class Outboxes:
     """Fills lists of followers, and empties outboxes."""
 
-    def __init__(self, connection: Connection, archive: Archive) -> None:
+    def __init__(self, connection: Connection, archive: Archive, payloads: Payloads) -> None:
         self._connection = connection
         self._archive = archive
+        self._payloads = payloads
 
     async def follow(self, run_id: str, follower: str) -> None:
         """Add a follower, unless the run has ended or tells it anyway."""
@@ -62,7 +64,7 @@ class Outboxes:
             {"$set": {"outbox": left_outbox(sent)}},
             {"$set": due_outbox(again_at) | {"expire_at": expire_at}},
         ]
-        fields = {"journal_base": 1, "generation": 1, "expire_at": 1}
+        fields = {"journal_base": 1, "generation": 1, "expire_at": 1, "spilled": 1}
 
         async def write(again: bool) -> Document | None:
             runs = self._connection.collection(RUNS)
@@ -73,3 +75,5 @@ class Outboxes:
             return
         if settled.get("journal_base") or settled.get("generation", 1) > 1:
             await self._archive.expire(run_id, settled["expire_at"])
+        if settled.get("spilled"):
+            await self._payloads.look(run_id, settled["expire_at"] + GONE_AFTER)

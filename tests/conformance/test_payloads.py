@@ -16,6 +16,8 @@ from streamline.model import (
     INPUT,
     OUTPUT,
     CommitResult,
+    Dispatch,
+    DispatchKind,
     Entry,
     EntryKind,
     Input,
@@ -393,6 +395,22 @@ async def test_payloads_go_with_a_run_that_was_ended_from_outside(
     fields = {"input": Input(args=[ref]), "spilled": True, "expire_after": 60.0}
     await store.create_run(new_run(store, **fields))
     assert await getattr(store, how)("r", BOOM)
+    assert await looked_at(world, store, ref) == {GONE_AFTER}
+
+
+async def test_payloads_go_with_a_run_that_expires_once_it_has_told(
+    world: World, store: RunStore
+) -> None:
+    ref = await put(store, INPUT)
+    fields = {"input": Input(args=[ref]), "spilled": True, "expire_after": 60.0}
+    await store.create_run(held_run(store, **fields))
+    told = Dispatch(kind=DispatchKind.OUTCOME, to="p", rev=1)
+    now = store.clock.now()
+    commit = commit_of(
+        await load(store), Status.DONE, outbox=(told,), outbox_due=now, ended_at=now, spilled=True
+    )
+    assert await store.commit(commit) is CommitResult.LANDED
+    await store.settle_outbox("r", [told], now)
     assert await looked_at(world, store, ref) == {GONE_AFTER}
 
 
