@@ -760,6 +760,51 @@ async def test_a_retried_parent_calls_the_failed_child_anew(world: World, family
     assert family.ran == [1]
 
 
+@pytest.mark.parametrize("how", ["retry", "rewind"])
+@pytest.mark.parametrize("other", ["cancelled", "done"])
+async def test_a_call_that_was_given_up_with_the_body_is_made_anew(
+    world: World, family: Family, how: str, other: str
+):
+    """Else the parent would only hear that it had cancelled it. What was done is done."""
+    attempts: list[str] = []
+    others: list[str] = []
+
+    @world.workflow
+    async def shaky() -> int:
+        attempts.append(current().run_id)
+        await sleep(1)
+        if len(attempts) == 1:
+            raise Boom
+        return 7
+
+    @world.workflow
+    async def beside() -> str:
+        others.append(current().run_id)
+        try:
+            await sleep(60)
+        except asyncio.CancelledError:
+            if other == "cancelled":
+                raise
+        return current().run_id
+
+    @world.workflow
+    async def parent() -> list[object]:
+        return list(await asyncio.gather(beside(), shaky()))
+
+    run = await parent.options(id="p").start()
+    with pytest.raises(RunFailed):
+        await run.result(SECONDS)
+    await world.settle()
+    if how == "retry":
+        await run.retry()
+    else:
+        await run.rewind(shaky.name)
+    first, again = f"p/{beside.name}", f"p/{beside.name}~1"
+    expected = [first, again] if other == "cancelled" else [first]
+    assert await run.result(SECONDS) == [expected[-1], 7]
+    assert list(dict.fromkeys(others)) == expected
+
+
 async def test_a_restarted_parent_has_new_children(world: World, family: Family):
     @world.workflow
     async def parent(number: int) -> Box:
