@@ -278,7 +278,12 @@ class Worker:
     async def _tell(self, run_id: str, message: Message) -> bool:
         """Bring a run a message at once if it is parked here and can go on."""
         driver = self.take_parked(run_id)
-        return driver is not None and await self.post_to(driver, message)
+        if driver is None:
+            return False
+        if driver.seen.journal_base:  # its id isn't new: the store must look for it in the archive
+            self.put_back(driver)
+            return False
+        return await self.post_to(driver, message)
 
     def wake(self, driver: RunDriver, run: Run) -> None:
         """Go on with a run that `take_parked` took and that was claimed for this worker."""

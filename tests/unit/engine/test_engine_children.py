@@ -36,6 +36,7 @@ from streamline.model import (
     MessageKind,
     Parent,
     PostResult,
+    Run,
     SlotKind,
 )
 from streamline.outbox import readable
@@ -1105,6 +1106,48 @@ async def test_a_child_restarted_by_its_parent_tells_of_each_end(world: World, f
         return [(await again(number)).number for number in range(4)]
 
     assert await (await parent.start()).result(SECONDS) == [0, 1, 2, 3]
+
+
+async def test_an_end_told_twice_is_not_taken_for_the_next_one(
+    world: World, family: Family, monkeypatch: pytest.MonkeyPatch
+):
+    """By a process that stood still, once the entry of the first time was archived."""
+    monkeypatch.setattr("streamline.worker.tail.MAX_ENTRIES", 1)
+    worker, store = world.process.worker, world.process.mortal_store
+    told: list[Message] = []
+    tell = worker._tell
+
+    async def listening(run_id: str, message: Message) -> bool:
+        told.append(message)
+        return await tell(run_id, message)
+
+    monkeypatch.setattr(worker.courier, "_tell", listening)
+
+    @world.workflow
+    async def child(number: int) -> int:
+        await sleep(60 * number)
+        return number
+
+    @world.workflow
+    async def parent() -> list[int]:
+        again = child.options(id="c", on_existing="restart")
+        return [await again(number) for number in range(1, 4)]
+
+    run = await parent.options(id="p").start()
+    await world.settle()
+    await world.advance(61)
+    assert (await world.run("p")).status is Status.WAITING
+    claiming = store.post_to_parked
+
+    async def searching_no_archive(parked: Run, *args: Any, **options: Any) -> Run | None:
+        assert not parked.journal_base, "the write that claims can't know that this isn't new"
+        return await claiming(parked, *args, **options)
+
+    monkeypatch.setattr(store, "post_to_parked", searching_no_archive)
+    assert not await tell("p", told[0])
+    monkeypatch.undo()
+    assert await store.post("p", told[0]) is PostResult.DUPLICATE
+    assert await run.result(SECONDS) == [1, 2, 3]
 
 
 async def test_an_id_that_expired_and_came_again_tells_of_each_end(world: World, family: Family):
