@@ -8,7 +8,7 @@ import msgspec
 
 from streamline.codec import LargePayload, encode_exception
 from streamline.errors import NonDeterminism, StreamlineError
-from streamline.model import Attempt, Commit, MessageKind, Run, Status
+from streamline.model import Attempt, Commit, Dispatch, MessageKind, Run, Status
 from streamline.outbox import GRACE
 from streamline.worker.children import failing_dispatches, last_dispatches
 from streamline.worker.ending import Ending, fail
@@ -65,15 +65,13 @@ def compose(
 
 def ended(commit: Commit, ending: Ending, run: Run, now: datetime) -> Commit:
     """Return a commit with which the run ends."""
-    keep = run.expire_after
     return msgspec.structs.replace(
         commit,
         output=ending.output,
         spilled=commit.spilled or isinstance(ending.output, LargePayload),
         error=ending.failure,
         ended_at=now,
-        # With something left to tell, `settle_outbox` sets it.
-        expire_at=None if keep is None or commit.outbox else now + timedelta(seconds=keep),
+        expire_at=_expiry(run, commit.outbox, now),
     )
 
 
@@ -82,18 +80,29 @@ def set_aside(run: Run, error: NonDeterminism, now: datetime) -> Commit:
 
     A run that was asked to end does so instead: its cleanup can't be reached any more.
     """
-    cancel = next((m for m in run.inbox if m.kind is MessageKind.CANCEL), None)
-    outbox = () if cancel is None else last_dispatches(run)
-    return Commit(
+    commit = Commit(
         run_id=run.id,
         fence=run.fence,
         rev=run.rev,
-        status=Status.PAUSED if cancel is None else Status.CANCELLED,
-        consumed=() if cancel is None else (cancel.id,),
-        uncancelled=cancel is None,
-        followers=None if cancel is None else len(run.followers),
+        status=Status.PAUSED,
+        uncancelled=True,
+        journal_base=run.journal_base,
+        generation=run.generation,
+        spilled=run.spilled,
         error=fail(error, run, None).failure,
-        ended_at=None if cancel is None else now,
+    )
+    cancel = next((m for m in run.inbox if m.kind is MessageKind.CANCEL), None)
+    if cancel is None:
+        return commit
+    outbox = last_dispatches(run)
+    return msgspec.structs.replace(
+        commit,
+        status=Status.CANCELLED,
+        uncancelled=False,
+        consumed=(cancel.id,),
+        followers=len(run.followers),
+        ended_at=now,
+        expire_at=_expiry(run, outbox, now),
         outbox=outbox,
         outbox_due=now + GRACE if outbox else None,
     )
@@ -107,9 +116,20 @@ def failed(run: Run, fence: int, error: StreamlineError, now: datetime) -> Commi
         fence=fence,
         rev=run.rev,
         status=Status.FAILED,
+        journal_base=run.journal_base,
+        generation=run.generation,
+        spilled=run.spilled,
         error=encode_exception(error, code=error.code),
         ended_at=now,
+        expire_at=_expiry(run, outbox, now),
         followers=len(run.followers),
         outbox=outbox,
         outbox_due=now + GRACE if outbox else None,
     )
+
+
+def _expiry(run: Run, outbox: tuple[Dispatch, ...], now: datetime) -> datetime | None:
+    # With something left to tell, `settle_outbox` sets it.
+    if run.expire_after is None or outbox:
+        return None
+    return now + timedelta(seconds=run.expire_after)

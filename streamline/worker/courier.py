@@ -16,7 +16,7 @@ from typing import Any
 from streamline import tasks
 from streamline.clock import Alarm
 from streamline.codec import Failure, LargePayload, encode_exception
-from streamline.errors import RunCancelled
+from streamline.errors import DataCorruption, RunCancelled
 from streamline.model import (
     OUTPUT,
     Dispatch,
@@ -212,8 +212,13 @@ class Courier:
         if not run.status.ended:
             return True  # it was rewound since, and will tell of its next end
         failure = outcome_failure(run)
-        output = None if failure is not None else run.output
-        payload = own_copy(await self._spill.load(output, run.id, OUTPUT))
+        payload = None
+        if failure is None:
+            try:
+                payload = own_copy(await self._spill.load(run.output, run.id, OUTPUT))
+            except DataCorruption as error:
+                # It will not come back: who waits for it must not wait for ever.
+                failure = encode_exception(error, code=error.code)
         id_ = outcome_id(run, dispatch)
         message = self._message(MessageKind.OUTCOME, id_, run.id, payload, failure)
         code = None if run.parent is None or run.parent.run != dispatch.to else run.parent.code

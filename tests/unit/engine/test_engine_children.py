@@ -27,6 +27,7 @@ from streamline import (
     workflow,
 )
 from streamline.codec import encode_exception
+from streamline.errors import DataCorruption
 from streamline.handles import StartOptions
 from streamline.model import (
     Commit,
@@ -351,6 +352,27 @@ async def test_a_child_id_of_another_run_is_a_conflict_in_the_parent(world: Worl
     assert "of workflow" in flow
     assert "another input" in given
     assert "its own child" in itself
+
+
+async def test_a_child_whose_result_is_gone_raises_in_the_parent(world: World, monkeypatch):
+    """The parent must not wait for what will never be there again."""
+
+    async def gone(value: Any, run_id: str, place: str) -> Any:
+        raise DataCorruption(f"the payload of run {run_id!r} at {place} is gone", run_id=run_id)
+
+    @world.workflow
+    async def child() -> int:
+        await sleep(60)
+        return 1
+
+    @world.workflow
+    async def parent() -> str:
+        with pytest.raises(DataCorruption) as caught:
+            await child()
+        return str(caught.value)
+
+    monkeypatch.setattr(world.process.worker.courier._spill, "load", gone)
+    assert "is gone" in await (await parent.start()).result(SECONDS)
 
 
 async def test_on_existing_means_the_same_for_a_child(world: World, family: Family):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from datetime import timedelta
 
 import pytest
 import tenacity
@@ -553,15 +554,17 @@ async def test_unpause_without_a_fix_pauses_again(world):
 
 
 async def test_a_diverged_run_can_be_cancelled(world):
-    """E2, C1"""
+    """E2, C1, O5: and it is kept no longer than others."""
     deploy = versions(world)
-    handle = await deploy("charge").start()
+    handle = await deploy("charge").options(expire_after="30d").start()
     await until_status(handle, Status.WAITING)
     deploy("refund")
     await world.crash()
     await world.advance("1d")
     await handle.cancel()
-    assert (await handle.wait(SECONDS)).status is Status.CANCELLED
+    run = await handle.wait(SECONDS)
+    assert run.status is Status.CANCELLED
+    assert run.expire_at == run.ended_at + timedelta(days=30)
 
 
 async def test_a_changed_argument_list_is_no_divergence(world):
