@@ -37,6 +37,7 @@ class Proxy:
     async def __aexit__(self, *exception: object) -> None:
         assert self._server is not None
         self._server.close()
+        await asyncio.sleep(0)  # a line that has not begun could not close its connection
         lines = list(self._lines)
         self.cut()
         await asyncio.gather(*lines, return_exceptions=True)
