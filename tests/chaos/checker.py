@@ -9,140 +9,21 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import msgspec
-from pymongo.asynchronous.database import AsyncDatabase
 
 from tests.acceptance import checker as documents
-from tests.acceptance.checker import ENDED, Evidence, gather_evidence
-from tests.chaos import flows
-from tests.chaos.trail import read_trails
+from tests.acceptance.checker import ENDED, Evidence
+from tests.chaos import families, flows
+from tests.chaos.findings import Call, Document, Findings
 
-Document = dict[str, Any]
 CLOCKS = 0.03
 """Seconds that clocks of one host may seem to differ: what is read here and stamped there."""
+FAILING = {"brittle": "STEP_FAILED", "hopeless": "WORKFLOW_FAILED"}
+"""Workflow -> the code of the error with which it may fail."""
 _GRAVE = re.compile(r"Traceback|never retrieved| ERROR |was never awaited|Fatal Python")
 _EXPECTED = re.compile(r"can't reach the server|the event loop has been blocked")
-
-
-class Call(msgspec.Struct, frozen=True):
-    """A call of a client. `ended` and `outcome` are None where the client died before the end."""
-
-    op: str
-    run: str
-    began: float
-    facts: dict[str, Any]
-    ended: float | None = None
-    outcome: str | None = None
-    told: str = ""
-    value: Any = None
-
-    @property
-    def ok(self) -> bool:
-        """Whether it was acknowledged."""
-        return self.outcome == "ok"
-
-    @property
-    def may_have_worked(self) -> bool:
-        """Whether it was, or may have been, carried out."""
-        return self.outcome in ("ok", "unknown", None)
-
-
-class Findings:
-    """All that a chaos run left behind.
-
-    Args:
-        evidence: What the database says; its effects are those of the trails.
-        calls: What clients did.
-        events: What else the trails tell.
-        logs: Name of a process -> what it logged.
-    """
-
-    def __init__(
-        self,
-        evidence: Evidence,
-        calls: list[Call],
-        events: list[dict[str, Any]],
-        logs: dict[str, str],
-    ) -> None:
-        self.evidence = evidence
-        self.calls = calls
-        self.events = events
-        self.logs = logs
-        self.executions = evidence.executions
-        self._times: dict[str, dict[str, float]] = {"start": {}, "end": {}}
-        for row in evidence.effects:
-            self._times[row["kind"]][row["_id"]] = row["at"]
-        self._by_run: dict[str, list[Call]] = defaultdict(list)
-        for call in calls:
-            self._by_run[call.run].append(call)
-
-    def of(self, run: str, *ops: str) -> list[Call]:
-        """The calls for a run that were, or may have been, carried out."""
-        return [c for c in self._by_run.get(run, ()) if c.op in ops and c.may_have_worked]
-
-    def acknowledged(self, *ops: str) -> Iterator[Call]:
-        """The calls that were."""
-        return (call for call in self.calls if call.op in ops and call.ok)
-
-    def runs(self, *flows_: str) -> Iterator[Document]:
-        """The runs of some workflows; of all if none is named."""
-        for run in self.evidence.runs.values():
-            if not flows_ or run["workflow"] in flows_:
-                yield run
-
-    def journal(self, run: str) -> list[Document]:
-        """All entries of a run."""
-        return self.evidence.journals.get(run, [])
-
-    def rewritten(self, run: str) -> bool:
-        """Whether parts of its journal may have been dropped on demand."""
-        return bool(self.of(run, "restart", "rewind", "retry"))
-
-    def started(self, effect: str) -> float | None:
-        """When an execution started."""
-        return self._times["start"].get(effect)
-
-    def ended(self, effect: str) -> float | None:
-        """When an execution ended."""
-        return self._times["end"].get(effect)
-
-
-async def gather(database: AsyncDatabase[Document], directory: Path) -> Findings:
-    """Read everything."""
-    evidence = await gather_evidence(database)
-    effects = read_trails(directory, "effects-*.jsonl")
-    events = read_trails(directory, "history-*.jsonl")
-    logs = _logs(directory)
-    others = [event for event in events if event["event"] not in ("call", "return")]
-    evidence = msgspec.structs.replace(evidence, effects=effects)
-    return Findings(evidence, list(_calls(events)), others, logs)
-
-
-def _logs(directory: Path) -> dict[str, str]:
-    return {path.stem: path.read_text(errors="replace") for path in directory.glob("*.log")}
-
-
-def _calls(events: list[dict[str, Any]]) -> Iterator[Call]:
-    returns = {event["call"]: event for event in events if event["event"] == "return"}
-    for event in events:
-        if event["event"] != "call":
-            continue
-        known = ("at", "pid", "event", "call", "op", "run")
-        facts = {name: value for name, value in event.items() if name not in known}
-        call = Call(op=event["op"], run=event["run"], began=event["at"], facts=facts)
-        back = returns.get(event["call"])
-        if back is not None:
-            call = msgspec.structs.replace(
-                call,
-                ended=back["at"],
-                outcome=back["outcome"],
-                told=back["told"],
-                value=back["value"],
-            )
-        yield call
 
 
 def check(findings: Findings) -> list[str]:
@@ -296,12 +177,16 @@ def outcomes(findings: Findings) -> Iterator[str]:
     """Runs end as somebody wanted, and no other way."""
     for run in findings.runs():
         run_id, status = run["_id"], run["status"]
-        stopped = findings.of(run_id, "cancel", "terminate")
+        root = findings.root(run_id)
+        stopped = findings.of(root, "cancel", "terminate") or (
+            # Whoever rewinds or restarts a parent may give up what it has called since.
+            run_id != root and (run["workflow"] == "endless" or findings.rewritten(root))
+        )
         if status == "cancelled" and not stopped:
             yield f"{run_id}: cancelled by nobody: {run.get('error')}"
-        if status == "failed" and run["workflow"] != "brittle":
+        if status == "failed" and run["workflow"] not in FAILING:
             yield f"{run_id}: failed, of itself: {run.get('error')}"
-        if status == "failed" and run["error"]["code"] != "STEP_FAILED":
+        elif status == "failed" and run["error"]["code"] != FAILING[run["workflow"]]:
             yield f"{run_id}: failed another way: {run.get('error')}"
 
 
@@ -371,6 +256,16 @@ def _wanted(findings: Findings, run: str, flow: str, seed: int) -> list[Any]:
             found = [flows.Sum([value, once]) for value in (nothing, once)]
         case "listening":
             found = [flows.Sum([payload]) for payload in payloads("send")]
+        case "family":
+            ids = [id_ for id_ in findings.evidence.runs if id_.startswith(flows.SHARED)]
+            numbers = [int(id_.removeprefix(flows.SHARED)) for id_ in ids]
+            found = [
+                flows.family_of(seed, number, shared)
+                for number in numbers
+                for shared in (sum(flows.errand_of(number).values), nothing)
+            ]
+        case "hopeless" | "endless":
+            found = []  # neither ever has one
         case _:
             found = [flows.EXPECTED[flow](seed)]
     return msgspec.to_builtins(found)
@@ -431,11 +326,13 @@ def delays(findings: Findings) -> Iterator[str]:
 
 def cleanups(findings: Findings) -> Iterator[str]:
     """What a `finally` does was done, unless the run was cut short for good."""
-    for run in findings.runs("guarded"):
+    for run in findings.runs("guarded", "endless"):
         run_id = run["_id"]
         # A second cancel, or one that comes late, reaches the cleanup itself, as asyncio has it.
         if findings.of(run_id, "terminate", "restart") or len(findings.of(run_id, "cancel")) > 1:
             continue
+        if run_id != findings.root(run_id) and findings.rewritten(findings.root(run_id)):
+            continue  # each life of the parent may have cancelled it
         steps = {entry["id"] for entry in findings.journal(run_id)}
         if "reserve" in steps and not steps & {"slow", "restore"}:
             yield f"{run_id}: reserved and not restored: {documents.describe([run])}"
@@ -480,6 +377,10 @@ CHECKS: dict[str, Callable[[Findings], Iterator[str]]] = {
         naps,
         delays,
         cleanups,
+        families.told_once,
+        families.whole,
+        families.outboxes,
+        families.payloads,
         errors,
         logs,
     )
@@ -496,6 +397,8 @@ def summarize(findings: Findings) -> str:
     late = sorted(slept - nap for _, slept, nap in _naps(findings)) or [0.0]
     median, most = late[len(late) // 2], late[-1]
     begun = [row for row in findings.evidence.effects if row["kind"] == "start"]
+    spilled = sum(bool(run.get("spilled")) for run in findings.runs())
+    followed = sum(bool(run.get("followers")) for run in findings.runs())
     return "\n".join(
         [
             f"operations: {len(findings.calls)}",
@@ -506,6 +409,7 @@ def summarize(findings: Findings) -> str:
                 f"step executions: {len(begun)}, {_repeated(begun)} of them again "
                 "(by a crash, a rewind, a restart)"
             ),
+            f"runs with payloads outside: {spilled}; children that others follow: {followed}",
             f"naps: {len(late)}, late by {median:.2f} s (median), {most:.2f} s (most)",
         ]
     )

@@ -19,7 +19,6 @@ import threading
 import traceback
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -27,10 +26,11 @@ from streamline import InvalidState, RunCancelled, RunFailed, ServerUnavailable,
 from streamline.errors import RunConflict, RunNotFound, StepNotFound
 from streamline.handles import RunHandle
 from tests.chaos import flows
+from tests.chaos.haste import hasten
 from tests.chaos.operations import FLOWS, OPERATIONS, Operation, Outcome
 from tests.chaos.trail import Trail
 from tests.chaos.ways import detour
-from tests.chaos.worker import SERVER_TIMEOUT, log_to_stderr, start
+from tests.chaos.worker import INLINE_LIMIT, SERVER_TIMEOUT, log_to_stderr, start
 
 REFUSED = (InvalidState, RunCancelled, RunFailed, RunConflict, RunNotFound, StepNotFound)
 """What a caller may be told, beside ServerUnavailable and TimeoutError; all else is a finding."""
@@ -240,9 +240,14 @@ async def main() -> None:
     given = parser.parse_args()
     detour(given.way)
     flows.place.settle(given.directory)
-    options: dict[str, Any] = {"worker": given.worker, "lease": given.lease}
+    hasten()
     engine = Streamline(
-        given.address, server_timeout=SERVER_TIMEOUT, registry=flows.registry, **options
+        given.address,
+        worker=given.worker,
+        lease=given.lease,
+        server_timeout=SERVER_TIMEOUT,
+        registry=flows.registry,
+        inline_limit=INLINE_LIMIT,
     )
     client = Client(engine, given.directory, given)
     _obey_stdin(asyncio.get_running_loop(), client)

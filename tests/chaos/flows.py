@@ -20,6 +20,8 @@ from tenacity import wait_fixed
 from streamline import (
     NonRetryable,
     Registry,
+    RunCancelled,
+    RunFailed,
     continue_as_new,
     current,
     heartbeat,
@@ -207,9 +209,21 @@ MAILS = {"mail": 3, "aside": 2}
 """Channel -> how many messages `mailing` takes of it."""
 
 
-def mail_of(seed: int, channel: str, index: int) -> int:
-    """Return the payload of a mail."""
+TAKING = {"mailing": MAILS, "renewing": MAILS, "bulky": {"parcel": 1}}
+"""Workflow -> the channels it takes messages of, and how many of each."""
+
+
+def mail_of(seed: int, channel: str, index: int) -> int | list[int]:
+    """Return the payload of a mail; that of a parcel is large."""
+    if channel == "parcel":
+        return page_of(seed + 2 + index)
     return seed + index + (1000 if channel == "aside" else 0)
+
+
+def _answer_to(seed: int, channel: str, index: int) -> int:
+    mail = mail_of(seed, channel, index)
+    assert isinstance(mail, int)
+    return work_of(mail)
 
 
 async def _collect(channel: str) -> list[int]:
@@ -233,7 +247,7 @@ async def mailing(seed: int) -> Sum:
 def mailed(seed: int, approval: int) -> Sum:
     """Return what `mailing` must come to."""
     mails = [
-        work_of(mail_of(seed, channel, index))
+        _answer_to(seed, channel, index)
         for channel, count in MAILS.items()
         for index in range(count)
     ]
@@ -265,7 +279,7 @@ def renewed(seed: int) -> Sum:
     values = []
     for generation, channel in enumerate(CHANNELS):
         index = CHANNELS[:generation].count(channel)
-        values.append(work_of(mail_of(seed, channel, index)))
+        values.append(_answer_to(seed, channel, index))
     return Sum(values)
 
 
@@ -347,6 +361,141 @@ def long_of(seed: int) -> Sum:
     return Sum([sum(work_of(seed + n) for n in range(LONG))])
 
 
+class Page(msgspec.Struct, frozen=True):
+    """What a step did that returns more than a document keeps."""
+
+    values: list[int]
+    effect: str
+    pid: int
+
+
+def page_of(n: int) -> list[int]:
+    """Return some kilobytes that follow from a number: more than `INLINE_LIMIT`."""
+    return [work_of(n + index) for index in range(400)]
+
+
+@step(registry=registry)
+async def write(n: int) -> Page:
+    """Return a large value."""
+    done = await _perform(n, 0.02)
+    return Page(page_of(n), done.effect, done.pid)
+
+
+@step(registry=registry)
+async def read(values: list[int]) -> Done:
+    """Take a large value, and return a small one."""
+    return await _perform(sum(values), 0.01)
+
+
+@workflow(registry=registry)
+async def bulky(seed: int) -> Sum:
+    """Let a large step, message, argument, result and output follow each other."""
+    page = await write(seed)
+    parcel = await receive("parcel", type=list[int])
+    total = (await read([*page.values, *parcel])).value
+    copy = await copyist(seed + 1, page.values)
+    return Sum([total, *copy.values])
+
+
+def bulky_of(seed: int) -> Sum:
+    """Return what `bulky` must come to."""
+    total = work_of(sum([*page_of(seed), *page_of(seed + 2)]))
+    return Sum([total, *copied(seed + 1, page_of(seed)).values])
+
+
+@workflow(registry=registry)
+async def copyist(seed: int, values: list[int]) -> Sum:
+    """Be a child that is given much and returns much."""
+    first = await work(seed)
+    await asyncio.sleep(0.2 + seed % 3 * 0.4)
+    return Sum([(await work(first.value)).value, *values])
+
+
+def copied(seed: int, values: list[int]) -> Sum:
+    """Return what `copyist` must come to."""
+    return Sum([work_of(work_of(seed)), *values])
+
+
+@workflow(registry=registry)
+async def errand(seed: int) -> Sum:
+    """Be a child that does two steps with a nap between them; every other one returns much."""
+    first = await work(seed)
+    await asyncio.sleep(0.1 + seed % 3 * 0.5)
+    last = await work(first.value)
+    return Sum([last.value, *(page_of(seed) if seed % 2 else [])])
+
+
+def errand_of(seed: int) -> Sum:
+    """Return what `errand` must come to."""
+    return Sum([work_of(work_of(seed)), *(page_of(seed) if seed % 2 else [])])
+
+
+@workflow(registry=registry)
+async def hopeless(seed: int) -> Sum:
+    """Be a child that fails after a step."""
+    raise LookupError(str((await work(seed)).value))
+
+
+@workflow(registry=registry)
+async def endless(seed: int) -> Sum:
+    """Be a child that never ends by itself, and cleans up when it is cancelled."""
+    taken = await reserve(seed)
+    try:
+        return Sum([await receive("never", type=int)])
+    finally:
+        await restore(taken.value)
+
+
+@workflow(registry=registry)
+async def family(seed: int) -> Sum:
+    """Have children: side by side, for later, in a lost race, failing, and given up in the end."""
+    companion = await endless.start(seed)
+    later = await errand.start(seed)
+    several = await asyncio.gather(*(errand(seed + n) for n in (1, 2, 3)))
+    raced = await _win_against(asyncio.create_task(_forever(seed + 1)), seed)
+    number = int(now().timestamp()) // 4
+    shared = await _share(number)
+    failed = NOTHING
+    try:
+        await hopeless(seed)
+    except RunFailed as error:
+        failed = int(str(error.__cause__))
+    last = await later.result()
+    await companion.cancel("it goes home")
+    return Sum([*(sum(each.values) for each in [*several, last]), raced, failed, number, shared])
+
+
+async def _share(number: int) -> int:
+    """Call a child that may be another's, who may have given it up."""
+    try:
+        return sum((await errand.options(id=f"{SHARED}{number}")(number)).values)
+    except RunCancelled:
+        return NOTHING
+
+
+SHARED = "shared-errand-"
+"""How the ids begin of children that parents share which call them within the same seconds."""
+
+
+async def _forever(seed: int) -> Sum:
+    return await endless(seed)
+
+
+async def _win_against(other: asyncio.Task[Sum], seed: int) -> int:
+    """Do steps until they win, which they must: the other one never ends."""
+    mine = asyncio.create_task(_twice(seed))
+    await asyncio.wait({mine, other}, return_when=asyncio.FIRST_COMPLETED)
+    other.cancel()
+    await asyncio.gather(other, return_exceptions=True)
+    return await mine
+
+
+def family_of(seed: int, number: int, shared: int) -> Sum:
+    """Return what `family` must come to, with the shared child's number and what that came to."""
+    sums = [sum(errand_of(seed + n).values) for n in (1, 2, 3, 0)]
+    return Sum([*sums, work_of(work_of(seed)), work_of(seed), number, shared])
+
+
 @step(registry=registry)
 async def plod(n: int, seconds: float) -> Done:
     """Take so long of this process's own time: a frozen one goes on where it was."""
@@ -384,5 +533,8 @@ EXPECTED: dict[str, Callable[[int], Sum]] = {
     "long": long_of,
     "renewing": renewed,
     "plodding": plodded,
+    "errand": errand_of,
+    "bulky": bulky_of,
+    "copyist": lambda seed: copied(seed, page_of(seed - 1)),
 }
 """Workflow -> what it must come to, where the input alone says so; the checker knows the others."""

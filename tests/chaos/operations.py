@@ -75,19 +75,21 @@ class Operation(msgspec.Struct, frozen=True):
 
 
 async def send_mails(life: Life, rng: random.Random) -> None:
-    """Send what `mailing` and `renewing` take, in order within each channel, some of it twice."""
+    """Send what a workflow takes, in order within each channel, some of it twice."""
+
+    channels = flows.TAKING[life.flow]
 
     async def fill(channel: str) -> None:
-        for index in range(flows.MAILS[channel]):
+        for index in range(channels[channel]):
             for _ in range(rng.choice((1, 1, 1, 2))):
                 payload = flows.mail_of(life.seed, channel, index)
                 await send(life, channel, payload, f"{channel}-{index}")
             await asyncio.sleep(rng.uniform(0, 0.5))
 
-    await asyncio.gather(*(fill(channel) for channel in flows.MAILS))
+    await asyncio.gather(*(fill(channel) for channel in channels))
 
 
-async def send(life: Life, channel: str, payload: int, id_: str) -> Outcome:
+async def send(life: Life, channel: str, payload: int | list[int], id_: str) -> Outcome:
     """Send one message, until it is known whether it was stored."""
     return await life.insist(
         "send",
@@ -168,9 +170,17 @@ async def look(life: Life, rng: random.Random) -> None:
     await life.tell("get", life.handle.get)
 
 
+STEPS = {
+    "chain": ("work", "work#3", "before_nap", "after_nap", "flaky"),
+    "family": ("work", "work#2", "errand#2", "endless#2", "hopeless"),
+    "bulky": ("read", "copyist"),
+}
+"""Workflow -> what it is rewound to: nothing before a message, which would be forgotten."""
+
+
 async def rewind(life: Life, rng: random.Random) -> None:
     """Go back to a step of the ended run."""
-    step_id = rng.choice(("work", "work#3", "before_nap", "after_nap", "flaky"))
+    step_id = rng.choice(STEPS[life.flow])
     await life.insist("rewind", lambda: life.handle.rewind(step_id), step=step_id)
 
 
@@ -183,7 +193,7 @@ async def mend(life: Life, rng: random.Random) -> None:
 
 
 OPERATIONS: dict[str, Operation] = {
-    "send_mails": Operation(send_mails, flows=("mailing", "renewing")),
+    "send_mails": Operation(send_mails, flows=tuple(flows.TAKING)),
     "approve": Operation(approve, flows=("mailing",)),
     "send_once": Operation(send_once, chance=0.7, flows=("racing",), within=1.5),
     "hurry": Operation(hurry, chance=0.7, flows=("racing",), within=1.0),
@@ -192,11 +202,13 @@ OPERATIONS: dict[str, Operation] = {
     "pause": Operation(pause, chance=0.12),
     "cancel": Operation(cancel, chance=0.06),
     "cancel_guarded": Operation(cancel, chance=0.6, flows=("guarded",), within=3.0),
+    "cancel_family": Operation(cancel, chance=0.15, flows=("family",), within=4.0),
     "terminate": Operation(terminate, chance=0.04),
-    "restart": Operation(restart, chance=0.06, flows=("chain", "guarded")),
+    "terminate_family": Operation(terminate, chance=0.1, flows=("family",), within=4.0),
+    "restart": Operation(restart, chance=0.06, flows=("chain", "guarded", "family")),
     "mend": Operation(mend, flows=("brittle",), after=True),
-    "rewind": Operation(rewind, chance=0.3, flows=("chain",), after=True),
-    "start_over": Operation(start_over, chance=0.15, flows=("chain",), after=True),
+    "rewind": Operation(rewind, chance=0.3, flows=tuple(STEPS), after=True),
+    "start_over": Operation(start_over, chance=0.15, flows=("chain", "family"), after=True),
 }
 
 FLOWS: dict[str, float] = {
@@ -206,6 +218,8 @@ FLOWS: dict[str, float] = {
     "guarded": 3,
     "renewing": 3,
     "brittle": 2,
+    "family": 6,
+    "bulky": 4,
     "sparing": 1,
     "long": 0.3,
 }

@@ -19,8 +19,9 @@ from streamline import Streamline
 from tests.acceptance.apps.worker import address_of
 from tests.acceptance.checker import ENDED, describe
 from tests.chaos import flows
-from tests.chaos.checker import check, gather
+from tests.chaos.checker import check
 from tests.chaos.client import History
+from tests.chaos.findings import gather
 from tests.chaos.site import Child
 from tests.chaos.trail import Trail, read_trails
 

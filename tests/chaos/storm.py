@@ -16,11 +16,13 @@ from pymongo.errors import PyMongoError
 from streamline import Status, Streamline
 from tests.acceptance.checker import ENDED, describe
 from tests.chaos import flows
-from tests.chaos.checker import Findings, check, gather, summarize
+from tests.chaos.checker import check, summarize
 from tests.chaos.client import History
 from tests.chaos.faults import Fault, draw_schedule
+from tests.chaos.findings import Findings, gather
 from tests.chaos.site import Site
 from tests.chaos.trail import Trail, read_trails
+from tests.chaos.worker import INLINE_LIMIT
 
 QUIET = 60.0
 """Seconds within which every run must have ended once the faults have stopped."""
@@ -99,9 +101,16 @@ async def storm(seed: int, seconds: float, topology: str, directory: Path) -> Ve
 async def _let_all_end(site: Site) -> list[str]:
     """Do for the runs what clients that died can't do any more, until all have ended."""
     trail = Trail(site.directory / "history-closer.jsonl")
-    engine = Streamline(site.address, worker=False, server_timeout="5s", registry=flows.registry)
+    engine = Streamline(
+        site.address,
+        worker=False,
+        server_timeout="5s",
+        registry=flows.registry,
+        inline_limit=INLINE_LIMIT,
+    )
     closer = _Closer(engine, History(trail, "closer"), random.Random(site.seed))
     runs = site.database.workflow_runs
+    unfinished = {"$or": [{"status": {"$nin": ENDED}}, {"outbox": {"$exists": True}}]}
     under_way: list[dict[str, Any]] = []
     async with engine:
         unheard = await closer.probe_pauses()
@@ -109,7 +118,7 @@ async def _let_all_end(site: Site) -> list[str]:
             async with asyncio.timeout(QUIET):
                 while True:
                     try:
-                        under_way = await runs.find({"status": {"$nin": ENDED}}).to_list()
+                        under_way = await runs.find(unfinished).to_list()
                     except PyMongoError:
                         continue
                     if not under_way:
@@ -160,10 +169,10 @@ class _Closer:
         handle = self._engine.handle(run["_id"])
         if run["status"] == "paused":
             await self._history.tell("unpause", handle.id, handle.unpause)
-        if run["workflow"] not in ("mailing", "renewing"):
+        if run["workflow"] not in flows.TAKING or run["status"] in ENDED:
             return
         if handle.id not in self._sent:
-            await self._send_all(handle, run["input"]["args"][0])
+            await self._send_all(handle, run["workflow"], run["input"]["args"][0])
             self._sent.add(handle.id)
         if any(slot["name"] == "approve" for slot in run.get("awaiting", ())):
             payload = self._rng.randrange(1000, 2000)
@@ -175,8 +184,8 @@ class _Closer:
                 payload=payload,
             )
 
-    async def _send_all(self, handle: Any, seed: int) -> None:
-        for channel, count in flows.MAILS.items():
+    async def _send_all(self, handle: Any, flow: str, seed: int) -> None:
+        for channel, count in flows.TAKING[flow].items():
             for index in range(count):
                 id_, payload = f"{channel}-{index}", flows.mail_of(seed, channel, index)
                 await self._history.tell(

@@ -17,9 +17,12 @@ from pathlib import Path
 
 from streamline import ServerUnavailable, Streamline
 from tests.chaos import flows, mutations
+from tests.chaos.haste import hasten
 from tests.chaos.ways import detour
 
 SERVER_TIMEOUT = 3.0
+INLINE_LIMIT = 2048
+"""So small that some payloads of the workflows here are kept outside of their runs' documents."""
 
 
 def die_with_stdin() -> None:
@@ -75,11 +78,13 @@ async def main() -> None:
     flows.place.settle(given.directory)
     jumping = asyncio.create_task(jump(given.jumps)) if given.jumps else None
     mutations.apply(given.mutate)
+    hasten()
     engine = Streamline(
         given.address,
         lease=given.lease,
         server_timeout=SERVER_TIMEOUT,
         registry=flows.registry,
+        inline_limit=INLINE_LIMIT,
     )
     await start(engine)
     logging.getLogger("chaos").info("ready")
