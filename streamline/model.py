@@ -62,7 +62,7 @@ class EntryKind(StrEnum):
     OUTCOME = "outcome"  # a child ended, with a value or an error
 
 
-class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Entry(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
     """One thing that happened to a run.
 
     `id` is the id of the command that it answers (`charge`, `sleep#3`), `at` when it happened by
@@ -110,7 +110,7 @@ CONTROL = frozenset({MessageKind.CANCEL, MessageKind.PAUSE})
 """Messages that an inbox always has room for; so that few can lie there, see `RunStore.post`."""
 
 
-class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Message(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
     """Something for a run that its body hasn't taken yet. `id` is unique within the run."""
 
     id: str
@@ -138,7 +138,7 @@ class SlotKind(StrEnum):
     CHILD = "child"
 
 
-class Slot(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Slot(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
     """A place where the body waits for a message.
 
     `name` is the wait's name, the channel, or the id of the child's run. A `detached` child was
@@ -156,7 +156,7 @@ class Slot(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     detached: bool = False
 
 
-class Attempt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Attempt(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
     """A step that is running: its id, the number of the attempt (from 1), its last heartbeat."""
 
     id: str
@@ -165,7 +165,7 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     heartbeat: Any = None
 
 
-class Input(msgspec.Struct, frozen=True, kw_only=True):
+class Input(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What a run began with: its encoded arguments, and its own state.
 
     The context in here never changes, unlike the run's: each replay begins with it. Large arguments
@@ -202,7 +202,7 @@ class Input(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.structs.replace(self, args=[change(INPUT, self.args[0])])
 
 
-class Past(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Past(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
     """What a run keeps of its earlier generations.
 
     `input` is what the run was started with, `at` when its present generation began, `rev` the
@@ -216,7 +216,7 @@ class Past(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     taken: list[str] = []
 
 
-class Parent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Parent(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
     """What started a run from within another: that run, the slot of the call, its code.
 
     A `detached` child was only started, and nobody may wait for it.
@@ -237,7 +237,7 @@ class DispatchKind(StrEnum):
     ABANDON = "abandon"  # to end, if it is a child of the sender's
 
 
-class Dispatch(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Dispatch(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
     """Something that a run has still to tell another. `rev` is the run's when it came up."""
 
     kind: DispatchKind
@@ -246,7 +246,7 @@ class Dispatch(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     reason: Any = None
 
 
-class Run(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Run(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
     """One run, as stored. `journal` may be left out of what a store returns where it says so.
 
     `code` names the code that may take the run: the workflow's name, or `name@version` of a pinned
@@ -339,7 +339,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         )
 
 
-class Claim(msgspec.Struct, frozen=True, kw_only=True):
+class Claim(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Who claims, and for how long. `id` is unique per call, so that what it took can be told."""
 
     id: str
@@ -348,7 +348,7 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
     ahead: float = 0.0  # seconds by which a waiting run may be claimed before it is due
 
 
-class Continuation(msgspec.Struct, frozen=True, kw_only=True):
+class Continuation(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """How a run goes on as its next generation: what replaces the fields of these names."""
 
     input: Input
@@ -359,7 +359,7 @@ class Continuation(msgspec.Struct, frozen=True, kw_only=True):
     past: Past
 
 
-class Commit(msgspec.Struct, frozen=True, kw_only=True):
+class Commit(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One conditional update: what happened to a run and what follows from it.
 
     Applied only if the run still has `fence` and `rev`, and no message came in that would be passed
@@ -424,7 +424,7 @@ class PostResult(StrEnum):
     FULL = "full"  # the inbox would grow past its limit
 
 
-class Notice(msgspec.Struct, frozen=True, kw_only=True):
+class Notice(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A hint that a run changed. Hints may be lost or doubled; nothing may rely on them.
 
     One without a `run_id` says that a watch begins: what happened before it may have been missed.

@@ -37,7 +37,7 @@ _C_STATE: dict[type[BaseException], tuple[str, ...]] = {
 }
 
 
-class Failure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Failure(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
     """An exception as data; all values are BSON-native.
 
     `args` is None where they can't be carried; an attribute that can't be is left out.

@@ -19,7 +19,7 @@ from streamline.codec.limits import DOCUMENT_LIMIT
 from streamline.codec.options import CODEC_OPTIONS
 
 
-class PayloadRef(msgspec.Struct, frozen=True):
+class PayloadRef(msgspec.Struct, frozen=True, gc=False):
     """Stands in the place of a payload that is kept outside of its run's document.
 
     Stored as `{"payload": ObjectId(...), "size": 104857600}`. No encoded value holds an ObjectId
@@ -92,7 +92,7 @@ def native_of(value: Any) -> Any:
     return value.native() if type(value) is LargePayload else value
 
 
-class Dropped(msgspec.Struct, frozen=True):
+class Dropped(msgspec.Struct, frozen=True, gc=False):
     """What is left in memory of a payload that is too large to be kept there."""
 
     size: int

@@ -43,7 +43,7 @@ class Children:
         issue: Takes a command.
         answer: Waits for a future, and withdraws the command of this id if that is cancelled.
         now: Returns the time in the body.
-        live: Returns whether what happens now happens for the first time.
+        request: Takes what a child is to be told.
         keep_error: Takes an exception that a child raises in the body, and what it was made of.
     """
 
@@ -58,11 +58,9 @@ class Children:
         issue: Callable[[ChildCommand], None],
         answer: Callable[[str, asyncio.Future[Any]], Coroutine[Any, Any, Any]],
         now: Callable[[], datetime],
-        live: Callable[[], bool],
+        request: Callable[[Request], None],
         keep_error: Callable[[Exception, Failure], None],
     ) -> None:
-        self.requests: list[Request] = []
-        """What children are to be told, and isn't written yet."""
         self._run = run
         self._loop = loop
         self._limit = limit
@@ -71,7 +69,7 @@ class Children:
         self._issue = issue
         self._answer = answer
         self._now = now
-        self._live = live
+        self._request = request
         self._keep_error = keep_error
 
     # -- calls ------------------------------------------------------------------------------------
@@ -252,8 +250,8 @@ class Children:
         what = f"the reason given for run {command.run_id!r}"
         encoded = encode(reason, what=what, limit=min(REASON_LIMIT, self._limit))
         decode(encoded, str | None, what=what)
-        if command.outcome is None and self._live():
-            self.requests.append((kind, command.run_id, encoded))
+        if command.outcome is None:
+            self._request((kind, command.run_id, encoded))
 
 
 def _retrieve(ended: asyncio.Future[Any]) -> None:

@@ -29,7 +29,7 @@ from streamline.codec import (
 from streamline.definitions import Step, Workflow
 from streamline.errors import PayloadTooLarge, StepNotFound, ValidationError
 from streamline.model import Entry, EntryKind, Input, Run, Slot, SlotKind
-from streamline.replay.children import Children
+from streamline.replay.children import Children, Request
 from streamline.replay.commands import (
     ChildCommand,
     Command,
@@ -53,6 +53,7 @@ _log = logging.getLogger(__name__)
 
 CANCEL = "cancel"  # the id of an entry by which a cancel reaches the body; it answers no command
 DEADLINE = "deadline"  # the name of the timer of the workflow's own timeout
+_CALLS = frozenset({EntryKind.STEP, EntryKind.CHILD})
 
 
 class Execution(BodyRuntime):
@@ -79,6 +80,8 @@ class Execution(BodyRuntime):
         self.cancels: int = 0
         self.cancel_reason: str | None = None
         self.step_errors: list[tuple[BaseException, Failure]] = []
+        self.requests: list[Request] = []
+        """What children are to be told, and isn't written yet."""
         self._input: Input | None = run.input
         self._limit = limit
         self._now = run.body_began_at
@@ -97,20 +100,9 @@ class Execution(BodyRuntime):
         self._continued = False
         self._replaying = False
         self._rng: random.Random | None = None
+        self._made_children: Children | None = None
         recorded = [*recorded]
-        self.children: Children = Children(
-            run,
-            self._loop,
-            limit=limit,
-            recorded={entry.id for entry in recorded if entry.kind is EntryKind.CHILD},
-            next_id=self._next_id,
-            issue=self._issue,
-            answer=self._answer,
-            now=self.now,
-            live=lambda: not self.replaying,
-            keep_error=lambda error, failure: self.step_errors.append((error, failure)),
-        )
-        self._recorded = {entry.id for entry in recorded if entry.kind is EntryKind.STEP}
+        self._recorded = {entry.id for entry in recorded if entry.kind in _CALLS}
         self._patches = {entry.id: True for entry in recorded if entry.kind is EntryKind.PATCH}
 
     # -- driving ----------------------------------------------------------------------------------
@@ -194,6 +186,7 @@ class Execution(BodyRuntime):
         self.step_errors.clear()
         self._timers.clear()
         self._loop.evict()
+        self._made_children = None  # which refers back to this
 
     def _turn(self) -> None:
         while True:
@@ -247,7 +240,7 @@ class Execution(BodyRuntime):
         elif isinstance(command, SlotCommand):
             self._resolve_slot(entry, command)
         elif isinstance(command, ChildCommand):
-            self.children.resolve(entry, command)
+            self._children.resolve(entry, command)
         self._turn()
 
     def _resolve_step(self, entry: Entry, command: StepCommand) -> None:
@@ -303,15 +296,37 @@ class Execution(BodyRuntime):
     def call_child(
         self, flow: Workflow[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], options: Any
     ) -> Coroutine[Any, Any, Any]:
-        return Never() if self._loop.evicted else self.children.call(flow, args, kwargs, options)
+        return Never() if self._loop.evicted else self._children.call(flow, args, kwargs, options)
 
     def start_child(
         self, flow: Workflow[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], options: Any
     ) -> Coroutine[Any, Any, Any]:
-        return Never() if self._loop.evicted else self.children.start(flow, args, kwargs, options)
+        return Never() if self._loop.evicted else self._children.start(flow, args, kwargs, options)
 
     def child_handle(self, run_id: str) -> Any:
-        return self.children.handle(run_id)
+        return self._children.handle(run_id)
+
+    @property
+    def _children(self) -> Children:
+        # Made when they are asked for: most bodies have none.
+        if self._made_children is None:
+            self._made_children = Children(
+                self.run,
+                self._loop,
+                limit=self._limit,
+                recorded=self._recorded,
+                next_id=self._next_id,
+                issue=self._issue,
+                answer=self._answer,
+                now=self.now,
+                request=self._request,
+                keep_error=lambda error, failure: self.step_errors.append((error, failure)),
+            )
+        return self._made_children
+
+    def _request(self, request: Request) -> None:
+        if not self.replaying:  # else it was made before
+            self.requests.append(request)
 
     def open_slot(
         self,

@@ -28,7 +28,7 @@ _TOO_LARGE = frozenset({10334, 17419, 17420})
 _DUPLICATE_KEY = 11000
 
 
-class CommitStatement(msgspec.Struct, frozen=True):
+class CommitStatement(msgspec.Struct, frozen=True, gc=False):
     """A commit, encoded."""
 
     commit: Commit
@@ -42,7 +42,7 @@ class CommitStatement(msgspec.Struct, frozen=True):
         return cls(commit, body, len(body.raw))
 
 
-class InsertStatement(msgspec.Struct, frozen=True):
+class InsertStatement(msgspec.Struct, frozen=True, gc=False):
     """A new run, encoded."""
 
     run_id: str

@@ -113,7 +113,7 @@ def dispatches(
     rev = run.rev + 1
     requests = [
         Dispatch(kind=kind, to=to, rev=rev, reason=reason)
-        for kind, to, reason in body.children.requests
+        for kind, to, reason in body.requests
     ]
     shown = [slot for slot in awaiting if slot.kind is SlotKind.CHILD]
     if shown:

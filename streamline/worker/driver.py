@@ -70,16 +70,15 @@ class RunDriver:
         self._draining = False
         self._stale_inbox = False
         self._crowded = False  # whether messages came in faster than the last commit
-        self._beat_unseen = False
         self._news = News(services.events)
         self.held: HeldRun = HeldRun(run, services, self._news)
-        self._heartbeats = Heartbeats(services, self._news)
+        self._heartbeats = Heartbeats(services, self._news, self.held, self._wake.set)
         self._board = StepBoard(
             services,
             workflow.step_defaults,
-            self._wake.set,
-            self._beat,
-            may_start=lambda: not self.held.lease_is_over,
+            self.held,
+            on_change=self._wake.set,
+            on_heartbeat=self._heartbeats.beat,
         )
         self._session: Session | None = None
         self._nursery = Nursery(services, self._board.facts, self.held.persist)
@@ -351,7 +350,7 @@ class RunDriver:
             status is not Status.RUNNING
             or session.unwritten
             or session.waits_unseen
-            or self._beat_unseen
+            or self._heartbeats.unseen
             # A step that may not run twice must be known to have begun.
             or any(state.at_most_once for state in starting)
         )
@@ -401,8 +400,8 @@ class RunDriver:
         entries = len(session.tail)
         session.tail.landed(len(commit.archive))
         session.inbox.taken.clear()
-        session.body.children.requests.clear()
-        self._beat_unseen = False
+        session.body.requests.clear()
+        self._heartbeats.unseen = False
         if commit.awaiting is not None:
             session.awaiting = commit.awaiting
         self._note(commit)
@@ -435,13 +434,3 @@ class RunDriver:
             if result is CommitResult.LANDED:
                 self._note(commit)
                 return commit.status
-
-    # -- heartbeats -------------------------------------------------------------------------------
-
-    def _beat(self, step_id: str, details: Any) -> None:
-        if details is None or any(attempt.id == step_id for attempt in self.run.attempts):
-            self._heartbeats.beat(self.run, step_id, details)
-            return
-        # The document doesn't show this attempt, for its start cost no write: now it must.
-        self._beat_unseen = True
-        self._wake.set()

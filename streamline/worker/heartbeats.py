@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
 
 from streamline.errors import ServerUnavailable
 from streamline.model import Run
+from streamline.worker.held import HeldRun
 from streamline.worker.news import News
 from streamline.worker.services import Services
 
@@ -21,16 +23,33 @@ class Heartbeats:
     """Records heartbeats beside the commits: at most one a second for each step.
 
     Between two writes the last details are kept with the step, and go with its next commit.
+
+    Args:
+        services: The worker's.
+        news: Who hears of outages.
+        held: The run.
+        on_unseen: Called when a commit must show an attempt before its heartbeats can be stored.
     """
 
-    def __init__(self, services: Services, news: News) -> None:
+    def __init__(
+        self, services: Services, news: News, held: HeldRun, on_unseen: Callable[[], None]
+    ) -> None:
+        self.unseen: bool = False
+        """Whether an attempt beats that the document doesn't show: its start cost no write."""
         self._services = services
         self._news = news
+        self._held = held
+        self._on_unseen = on_unseen
         self._written_at: dict[str, datetime] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def beat(self, run: Run, step_id: str, details: Any) -> None:
+    def beat(self, step_id: str, details: Any) -> None:
         """Take a heartbeat of a step."""
+        run = self._held.run
+        if details is not None and all(attempt.id != step_id for attempt in run.attempts):
+            self.unseen = True
+            self._on_unseen()
+            return
         now = self._services.clock.now()
         last = self._written_at.get(step_id)
         if last is not None and now - last < EVERY:

@@ -328,7 +328,7 @@ class Session:
     @property
     def unwritten(self) -> bool:
         """Whether something was applied to the body that isn't stored."""
-        return bool(self.tail.pending or self.inbox.taken or self.body.children.requests)
+        return bool(self.tail.pending or self.inbox.taken or self.body.requests)
 
     @property
     def has_waits(self) -> bool:

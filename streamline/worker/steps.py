@@ -30,6 +30,7 @@ from streamline.model import Attempt, Entry, EntryKind
 from streamline.replay import Execution, StepCommand
 from streamline.retry import RetryPolicy, Verdict
 from streamline.worker.attempt import AttemptResult, StepAttempt
+from streamline.worker.held import HeldRun
 from streamline.worker.services import Services
 
 
@@ -59,25 +60,26 @@ class StepBoard:
     Args:
         services: The worker's.
         defaults: What the workflow says for its steps.
+        held: The run; no attempt starts once its lease is over.
         on_change: Called when a fact has come in, or an attempt was called off.
         on_heartbeat: Called with a step's id and the details.
-        may_start: Whether an attempt may start at this moment.
     """
 
     def __init__(
         self,
         services: Services,
         defaults: StepDefaults,
+        held: HeldRun,
+        *,
         on_change: Callable[[], None],
         on_heartbeat: Callable[[str, Any], None],
-        may_start: Callable[[], bool] = lambda: True,
     ) -> None:
         self.facts: deque[Entry] = deque()
         self._services = services
         self._defaults = defaults
         self._on_change = on_change
         self._on_heartbeat = on_heartbeat
-        self._may_start = may_start
+        self._held = held
         self._states: dict[str, StepState] = {}
 
     # -- what is in hand --------------------------------------------------------------------------
@@ -197,7 +199,7 @@ class StepBoard:
     async def _attempt(self, state: StepState, attempt: StepAttempt) -> None:
         # Asked here and not only by the driver: the process may stand still before its next turn.
         try:
-            result = await attempt.perform() if self._may_start() else None
+            result = None if self._held.lease_is_over else await attempt.perform()
         except GeneratorExit as error:
             # Of something that the step awaited; else this task is being thrown away.
             if not _is_running(state.task):
