@@ -124,7 +124,6 @@ class Launcher:
         options: StartOptions,
     ) -> Run:
         run_id = new_id() if options.id is None else check_id(options.id, what="a run's id")
-        _check_options(options, run_id)
         what = f"the arguments of run {run_id!r} of workflow {flow.name!r}"
         limits = self._limits
         given = flow.signature.encode_input(

@@ -91,6 +91,12 @@ class Registry:
             for code in (name, *(f"{name}@{version}" for version in versions))
         ]
 
+    def takes(self, code: str) -> bool:
+        """Whether the definitions here can take the runs of a `code`."""
+        name, pinned, version = code.partition("@")
+        versions = self._workflows.get(name, {})
+        return version in versions if pinned else bool(versions)
+
     def __iter__(self) -> Iterator[Workflow[..., Any]]:
         for versions in self._workflows.values():
             yield from versions.values()

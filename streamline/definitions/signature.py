@@ -13,6 +13,12 @@ from streamline.errors import ValidationError
 from streamline.model import Input
 
 
+_ONE_BY_POSITION = (
+    inspect.Parameter.POSITIONAL_ONLY,
+    inspect.Parameter.POSITIONAL_OR_KEYWORD,
+)
+
+
 class Signature:
     """The typed parameters and the result type of a function.
 
@@ -87,6 +93,14 @@ class Signature:
             ValidationError: They don't fit the signature or the annotations.
         """
         args, kwargs = given.arguments()
+        if not kwargs and self._binds_by_position(len(args)):
+            each = zip(args, self._by_position, strict=False)
+            return tuple(
+                [
+                    decode(value, hint, what=f"argument {name!r} of {what}")
+                    for value, (name, hint) in each
+                ]
+            ), {}
         bound = self._bind(tuple(args), dict(kwargs), what=what)
         for name, value in bound.arguments.items():
             kind = self._signature.parameters[name].kind
@@ -101,6 +115,30 @@ class Signature:
             else:
                 bound.arguments[name] = decode(value, hint, what=where)
         return bound.args, bound.kwargs
+
+    @cached_property
+    def _by_position(self) -> list[tuple[str, Any]]:
+        """Name and annotation of the parameters that take one argument each, given by position."""
+        return [
+            (parameter.name, self.hints.get(parameter.name, Any))
+            for parameter in self._signature.parameters.values()
+            if parameter.kind in _ONE_BY_POSITION
+        ]
+
+    @cached_property
+    def _least(self) -> int | None:
+        """How many arguments must be given, where all may be by position and none is in a tuple."""
+        parameters = self._signature.parameters.values()
+        required = [each for each in parameters if each.default is inspect.Parameter.empty]
+        plain = [each for each in required if each.kind in _ONE_BY_POSITION]
+        takes_more = any(each.kind is inspect.Parameter.VAR_POSITIONAL for each in parameters)
+        named = any(each.kind is inspect.Parameter.KEYWORD_ONLY for each in required)
+        return None if takes_more or named else len(plain)
+
+    def _binds_by_position(self, count: int) -> bool:
+        """Whether so many arguments bind to the first parameters, without `inspect` asked: slow."""
+        least = self._least
+        return least is not None and least <= count <= len(self._by_position)
 
     def _bind(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], *, what: str

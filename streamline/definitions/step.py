@@ -78,6 +78,7 @@ class Step(Generic[P, R_co]):
         self.options = options
         self.signature = signature
         self.is_async: bool = inspect.iscoroutinefunction(fn)
+        self._policies: dict[int, RetryPolicy] = {}
 
     # None for what is yielded and sent: with Any there, mypy makes Any of `gather(a(), b())`.
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[None, None, R_co]:
@@ -86,14 +87,19 @@ class Step(Generic[P, R_co]):
             return body.call_step(self, args, kwargs)
         return self.run_plainly(*args, **kwargs)
 
-    async def run_plainly(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
+    def run_plainly(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[None, None, R_co]:
         """Run the function itself; nothing is recorded."""
-        result: R_co
         if self.is_async:
-            result = await self.fn(*args, **kwargs)
-        else:
-            result = await _in_thread(functools.partial(self.fn, *args, **kwargs))
-        return result
+            call: Coroutine[None, None, R_co] = self.fn(*args, **kwargs)
+            return call
+        return _in_thread(functools.partial(self.fn, *args, **kwargs))
+
+    def policy(self, defaults: StepDefaults) -> RetryPolicy:
+        """Return the retry policy with the defaults filled in."""
+        found = self._policies.get(defaults.attempts)
+        if found is None:
+            found = self._policies[defaults.attempts] = self.options.policy(defaults)
+        return found
 
     def __repr__(self) -> str:
         return f"<step {self.name}>"

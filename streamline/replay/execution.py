@@ -46,6 +46,7 @@ from streamline.replay.divergence import answered, retyped
 from streamline.replay.eviction import Never
 from streamline.replay.forbidden import stuck_error
 from streamline.replay.loop import ReplayLoop
+from streamline.replay.opened import OpenCommands
 from streamline.replay.outcome import Failed, Outcome
 from streamline.runtime import BodyRuntime, enter_runtime
 
@@ -72,7 +73,7 @@ class Execution(BodyRuntime):
     ) -> None:
         self.run = run
         self.workflow = workflow
-        self.open: dict[str, Command] = {}
+        self.open: OpenCommands = OpenCommands()
         self.issued: list[Command] = []
         self.withdrawn: list[str] = []
         self.new_patches: list[str] = []
@@ -151,7 +152,7 @@ class Execution(BodyRuntime):
             command = self._expect(entry)
             # A child that is started is asked for still: how it ends.
             if entry.kind is not EntryKind.CHILD or entry.error is not None:
-                del self.open[entry.id]
+                self.open.remove(entry.id)
             self._resolve(entry, command)
         self.position += 1
 
@@ -287,11 +288,16 @@ class Execution(BodyRuntime):
         if self._loop.evicted:
             await Never()
         if id_ not in self._recorded:
-            args = tuple(detach(value) for value in args)
-            kwargs = {name: detach(value) for name, value in kwargs.items()}
+            args = tuple([detach(value) for value in args])
+            if kwargs:
+                kwargs = {name: detach(value) for name, value in kwargs.items()}
         future = self._loop.create_future()
         self._issue(StepCommand(id=id_, step=step, args=args, kwargs=kwargs, future=future))
-        return await self._answer(id_, future)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            self._withdraw_unanswered(id_, future)
+            raise
 
     def call_child(
         self, flow: Workflow[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], options: Any
@@ -364,16 +370,19 @@ class Execution(BodyRuntime):
         try:
             return await future
         except asyncio.CancelledError:
-            if future.cancelled() and not self._loop.evicted:
-                self._withdraw(id_)
+            self._withdraw_unanswered(id_, future)
             raise
 
+    def _withdraw_unanswered(self, id_: str, future: asyncio.Future[Any]) -> None:
+        if future.cancelled() and not self._loop.evicted:
+            self._withdraw(id_)
+
     def _issue(self, command: Command) -> None:
-        self.open[command.id] = command
+        self.open.add(command)
         self.issued.append(command)
 
     def _withdraw(self, id_: str) -> None:
-        if self.open.pop(id_, None) is not None:
+        if self.open.remove(id_):
             self.withdrawn.append(id_)
 
     def _next_id(self, name: str) -> str:

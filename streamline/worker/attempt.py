@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import Executor
 from datetime import timedelta
 from types import MappingProxyType
@@ -43,7 +43,7 @@ class StepAttempt(StepRuntime):
         attempt: The number of the attempt, from 1.
         timeout: How long it may take.
         last_heartbeat: The details of an earlier attempt's last heartbeat.
-        on_heartbeat: Called in the event loop with the encoded details of each heartbeat.
+        on_heartbeat: Called in the event loop with this and the encoded details of each heartbeat.
         limits: How large payloads may be.
         threads: Where plain functions run.
     """
@@ -56,7 +56,7 @@ class StepAttempt(StepRuntime):
         attempt: int,
         timeout: timedelta | None,
         last_heartbeat: Any,
-        on_heartbeat: Callable[[Any], None],
+        on_heartbeat: Callable[[StepAttempt, Any], None],
         limits: Limits,
         threads: Executor | None = None,
     ) -> None:
@@ -70,6 +70,8 @@ class StepAttempt(StepRuntime):
         self._execution = execution
         self._command = command
         self._timeout = None if timeout is None else timeout.total_seconds()
+        quiet = command.step.options.heartbeat_timeout
+        self._quiet = None if quiet is None else quiet.total_seconds()
         self._on_heartbeat = on_heartbeat
         self._limits = limits
         self._changes: dict[str, Any] = {}
@@ -81,7 +83,8 @@ class StepAttempt(StepRuntime):
     async def perform(self) -> AttemptResult:
         """Run the step once and return what came of it, encoded."""
         try:
-            returned = await self._call_in_time()
+            limited = self._timeout is not None or self._quiet is not None
+            returned = await (self._call_in_time() if limited else self._call())
             value = self._encode(returned)
         except asyncio.CancelledError as error:
             self.mark_cancelled()
@@ -102,12 +105,8 @@ class StepAttempt(StepRuntime):
         return value
 
     async def _call_in_time(self) -> Any:
-        silence = self._command.step.options.heartbeat_timeout
-        if self._timeout is None and silence is None:
-            return await self._call()
-        limit = None if silence is None else silence.total_seconds()
         task = self._loop.create_task(self._call_kept())
-        whole, quiet = asyncio.timeout(self._timeout), asyncio.timeout(limit)
+        whole, quiet = asyncio.timeout(self._timeout), asyncio.timeout(self._quiet)
         try:
             async with whole, quiet:
                 self._silence = quiet
@@ -119,7 +118,7 @@ class StepAttempt(StepRuntime):
             if whole.expired():
                 raise await self._stop(task, f"took longer than {self._timeout:g} s") from None
             if quiet.expired():
-                raise await self._stop(task, f"sent no heartbeat for {limit:g} s") from None
+                raise await self._stop(task, f"sent no heartbeat for {self._quiet:g} s") from None
             raise
         except asyncio.CancelledError:
             task.cancel()
@@ -147,10 +146,10 @@ class StepAttempt(StepRuntime):
             # thrown into whoever waits for the task, closes coroutines and is lost.
             return None, error
 
-    async def _call(self) -> Any:
+    def _call(self) -> Coroutine[Any, Any, Any]:
         # The task is this attempt's own, so its context is too.
         enter_runtime(self)
-        return await self._command.step.run_plainly(*self._command.args, **self._command.kwargs)
+        return self._command.step.run_plainly(*self._command.args, **self._command.kwargs)
 
     # -- what the step asks (StepRuntime) ---------------------------------------------------------
 
@@ -204,10 +203,10 @@ class StepAttempt(StepRuntime):
             self._loop.call_soon_threadsafe(self._beat, encoded)
 
     def _beat(self, details: Any) -> None:
-        limit = self._command.step.options.heartbeat_timeout
-        if self._silence is not None and limit is not None and not self._silence.expired():
-            self._silence.reschedule(self._loop.time() + limit.total_seconds())
-        self._on_heartbeat(details)
+        silence = self._silence
+        if silence is not None and self._quiet is not None and not silence.expired():
+            silence.reschedule(self._loop.time() + self._quiet)
+        self._on_heartbeat(self, details)
 
 
 def _in_loop(loop: asyncio.AbstractEventLoop) -> bool:

@@ -31,7 +31,7 @@ from streamline.worker.inbox import Inbox
 
 def children_of(body: Execution) -> list[ChildCommand]:
     """Return the children whose start or end the body waits for."""
-    return [command for command in body.open.values() if isinstance(command, ChildCommand)]
+    return list(body.open.children.values())
 
 
 # -- starting -------------------------------------------------------------------------------------

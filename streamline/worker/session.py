@@ -24,9 +24,7 @@ from streamline.replay import (
     ChildCommand,
     Command,
     Execution,
-    SlotCommand,
     StepCommand,
-    TimerCommand,
     kind_of,
 )
 from streamline.worker.children import children_of, dispatches, outcome_entries
@@ -214,16 +212,18 @@ class Session:
             fact = facts.popleft()
             command = self.body.open.get(fact.id)
             if command is not None and _answers(fact, command):
+                if fact.at >= self._floor and fact.fence == self.run.fence:
+                    return fact
                 return msgspec.structs.replace(
                     fact, at=max(fact.at, self._floor), fence=self.run.fence
                 )
         return None
 
     def _next_timer(self) -> Entry | None:
-        timers = [c for c in self.body.open.values() if isinstance(c, TimerCommand)]
+        timers = self.body.open.timers
         if not timers:
             return None
-        first = min(timers, key=lambda timer: timer.due)
+        first = min(timers.values(), key=lambda timer: timer.due)
         now = self.now()
         if first.due > now:
             return None
@@ -287,29 +287,27 @@ class Session:
 
     def next_due(self) -> datetime | None:
         """Return when the next timer or retry is due."""
-        times = [c.due for c in self.body.open.values() if isinstance(c, TimerCommand)]
-        retry = self._board.next_retry()
-        return min([*times, *([retry] if retry else [])], default=None)
+        times = [timer.due for timer in self.body.open.timers.values()]
+        if (retry := self._board.next_retry()) is not None:
+            times.append(retry)
+        return min(times, default=None)
 
     def open_slots(self) -> tuple[Slot, ...]:
         """Return the slots that the body has open."""
-        kinds = (SlotCommand, ChildCommand)
-        return tuple([c.slot for c in self.body.open.values() if isinstance(c, kinds)])
+        return tuple([command.slot for command in self.body.open.slots.values()])
 
     def _ready_slots(self) -> tuple[Slot, ...]:
         """Return the open slots that can take a message.
 
         A child must have been started; and so must all calls of its run, which are told together.
         """
-        commands = self.body.open.values()
-        children = [c for c in commands if isinstance(c, ChildCommand)]
+        children = self.body.open.children.values()
         unready = {child.run_id for child in children if not child.started}
         return tuple(
             [
-                c.slot
-                for c in commands
-                if isinstance(c, SlotCommand)
-                or (isinstance(c, ChildCommand) and c.run_id not in unready)
+                command.slot
+                for command in self.body.open.slots.values()
+                if not isinstance(command, ChildCommand) or command.run_id not in unready
             ]
         )
 

@@ -96,11 +96,10 @@ class StepBoard:
         if known is not None:
             known.command = command
             return
-        options = command.step.options
         state = StepState(
             command=command,
-            policy=options.policy(self._defaults),
-            timeout=options.timeout or self._defaults.timeout,
+            policy=command.step.policy(self._defaults),
+            timeout=command.step.options.timeout or self._defaults.timeout,
         )
         self._states[command.id] = state
         for failure in failures:
@@ -158,7 +157,7 @@ class StepBoard:
     def next_retry(self) -> datetime | None:
         """Return when the earliest pending retry is due."""
         times = [s.retry_at for s in self._states.values() if s.task is None and s.retry_at]
-        return min(times, default=None)
+        return min(times) if times else None
 
     def attempts(self, starting: list[StepState], now: datetime) -> tuple[Attempt, ...]:
         """Return what the document shows as running once `starting` have started."""
@@ -187,7 +186,7 @@ class StepBoard:
             attempt=state.attempt,
             timeout=state.timeout,
             last_heartbeat=state.heartbeat,
-            on_heartbeat=lambda details: self._beat(state, details),
+            on_heartbeat=self._beat,
             limits=self._services.limits,
             threads=self._services.threads,
         )
@@ -220,11 +219,12 @@ class StepBoard:
             else msgspec.structs.replace(command, step=replace(command.step))
         )
 
-    def _beat(self, state: StepState, details: Any) -> None:
-        if self._states.get(state.command.id) is not state:
+    def _beat(self, attempt: StepAttempt, details: Any) -> None:
+        state = self._states.get(attempt.step_id)
+        if state is None or state.running is not attempt:
             return  # from a thread, after the step was called off; another may have its id by now
         state.heartbeat = details
-        self._on_heartbeat(state.command.id, details)
+        self._on_heartbeat(attempt.step_id, details)
 
     def _conclude(self, state: StepState, result: AttemptResult) -> None:
         """Turn what an attempt ended with into a fact: a result, a failure, or another try."""
@@ -282,7 +282,7 @@ class StepBoard:
             id=state.command.id,
             kind=kind,
             at=at,
-            fence=0,  # the session writes it under the claim of the day
+            fence=self._held.run.fence,
             attempt=state.attempt,
             started_at=state.started_at,
             **fields,

@@ -211,15 +211,15 @@ class Worker:
             heard = max(self._taken[notice.run_id], notice.inbox_seq or 0)
             self._taken[notice.run_id] = heard
         if notice.due_at is not None and notice.status is not Status.RUNNING:
-            if not self._background or notice.code not in (None, *self._codes()):
+            if not self._background or not self._takes(notice.code):
                 return
             if notice.due_at <= self._services.clock.now():
                 self.scheduler.notice_run(notice.run_id)
             else:
                 self.scheduler.notice_due(notice.due_at)
 
-    def _codes(self) -> list[str]:
-        return self._services.registry.codes()
+    def _takes(self, code: str | None) -> bool:
+        return code is None or self._services.registry.takes(code)
 
     def reserve(self, flow: Workflow[..., Any]) -> bool:
         """Keep a place for a run of this workflow, if it can begin here at once.
@@ -227,7 +227,7 @@ class Worker:
         Whoever got one calls `free_place` once the run is adopted, or isn't to be.
         """
         claims = bool(self._background) and self._room() > 0
-        if not claims or flow.code not in self._services.registry.codes():
+        if not claims or not self._services.registry.takes(flow.code):
             return False
         self._places.keep()
         return True

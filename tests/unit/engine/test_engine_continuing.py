@@ -356,7 +356,7 @@ async def test_a_heartbeat_from_a_thread_that_comes_too_late_is_nobodys(world):
     run = await flow.options(id="r").start(2)
     await until(lambda: beats)
     board = world.process.worker._drivers["r"]._board
-    late = board._states["copy"]
+    late = board._states["copy"].running
     await world.advance(1)
     await until(lambda: len(beats) == 2)
     board._beat(late, {"at": 500})
