@@ -12,7 +12,6 @@ from streamline.codec import LargePayload, decode, encode
 from streamline.errors import ValidationError
 from streamline.model import Input
 
-
 _ONE_BY_POSITION = (
     inspect.Parameter.POSITIONAL_ONLY,
     inspect.Parameter.POSITIONAL_OR_KEYWORD,

@@ -32,7 +32,7 @@ class OpenCommands(dict[str, Command]):
     def remove(self, id_: str) -> bool:
         """Forget a command; returns whether it was there."""
         for kind in (self.timers, self.slots, self.children):
-            kind.pop(id_, None)  # type: ignore[attr-defined]
+            kind.pop(id_, None)
         return self.pop(id_, None) is not None
 
     def clear(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from datetime import datetime
+from typing import Any
 
 from streamline.codec import Failure, PayloadRef
 from streamline.model import (
@@ -28,6 +29,8 @@ from streamline.store.encoding import Document, to_builtins
 from streamline.store.outgoing import added_outbox, due_outbox, expiry
 
 Pipeline = list[Document]
+
+_UNHELD = {"worker": "", "claim": "", "attempts": ""}
 
 ENDED_VALUES = sorted(status.value for status in ENDED)
 # The partial indexes are used only by filters that repeat their condition.
@@ -151,7 +154,8 @@ def heartbeat_update(step: str, details: object) -> Pipeline:
 
 def commit_filter(commit: Commit) -> Document:
     """Match the run that a commit fits."""
-    fits = held_filter(commit.run_id, commit.fence) | {"rev": commit.rev}
+    fits = held_filter(commit.run_id, commit.fence)
+    fits["rev"] = commit.rev
     if commit.inbox_seq is not None:
         fits["inbox_seq"] = commit.inbox_seq
     if commit.open_slots:
@@ -172,29 +176,26 @@ def commit_filter(commit: Commit) -> Document:
 
 def commit_update(commit: Commit) -> Document:
     """Apply a commit. Classic operators: they are cheaper than a pipeline, and in the oplog too."""
-    fields = _commit_fields(commit)
+    set_, unset = _commit_fields(commit)
+    push: Document = {}
     update: Document = {"$inc": {"rev": 1}, "$currentDate": {"updated_at": True}}
-    if fields:
-        update["$set"] = {name: value for name, value in fields.items() if value is not None}
-        if unset := {name: "" for name, value in fields.items() if value is None}:
-            update["$unset"] = unset
     if commit.outbox:
-        update["$push"] = {"outbox": {"$each": to_builtins(commit.outbox)}}
+        push["outbox"] = {"$each": to_builtins(commit.outbox)}
     if commit.consumed:
         # By id, never a new list: a message that arrives meanwhile must stay.
         update["$pull"] = {"inbox": {"id": {"$in": list(commit.consumed)}}}
     if commit.continuation is not None:
-        update["$set"] = update.get("$set", {}) | _begun_anew(commit.continuation)
+        set_ |= _begun_anew(commit.continuation)
         update["$inc"] |= {"fence": 1, "epoch": 1}
-        return update
-    entries = to_builtins(commit.entries)
-    if commit.archive and not entries:
-        update.setdefault("$set", {})["journal"] = []
+    elif commit.entries:
+        push["journal"] = {"$each": to_builtins(commit.entries)}
+        if commit.archive:
+            push["journal"]["$slice"] = -len(commit.entries)
     elif commit.archive:
-        each = {"$each": entries, "$slice": -len(entries)}
-        update.setdefault("$push", {})["journal"] = each
-    elif entries:
-        update.setdefault("$push", {})["journal"] = {"$each": entries}
+        set_["journal"] = []
+    for operator, fields in (("$set", set_), ("$unset", unset), ("$push", push)):
+        if fields:
+            update[operator] = fields
     return update
 
 
@@ -204,37 +205,54 @@ def _begun_anew(next_: Continuation) -> Document:
     return fields | {"journal": [], "journal_base": 0, "recoveries": 0}
 
 
-def _commit_fields(commit: Commit) -> Document:
-    """Return the fields that a commit sets, or removes where None."""
+def _commit_fields(commit: Commit) -> tuple[Document, Document]:
+    """Return the fields that a commit sets, and those that it removes."""
     # The filter says `running` already: what doesn't change is not written, in the oplog either.
+    set_: Document = _result_fields(commit)
+    unset: Document = {}
+
+    def put(name: str, value: Any) -> None:
+        """Set a field, or remove one that is empty."""
+        if value:
+            set_[name] = value
+        else:
+            unset[name] = ""
+
+    if commit.context is not None:
+        put("context", dict(commit.context))
+    if commit.awaiting is not None and not commit.status.ended:
+        put("awaiting", to_builtins(commit.awaiting))
+    if commit.outbox:
+        put("outbox_due", commit.outbox_due)
+    if commit.progress:
+        set_["recoveries"] = 0
+    if commit.spilled:
+        set_["spilled"] = True
+    if commit.archive:
+        set_["journal_base"] = commit.journal_base + len(commit.archive)
+    if commit.status is Status.RUNNING:
+        if commit.attempts is not None:
+            put("attempts", to_builtins(commit.attempts))
+        return set_, unset
+    set_["status"] = commit.status.value
+    put("due_at", commit.due_at if commit.status is Status.WAITING else None)
+    unset |= _UNHELD
+    if commit.status.ended:
+        unset["awaiting"] = ""
+    return set_, unset
+
+
+def _result_fields(commit: Commit) -> Document:
+    """Return the fields that a commit sets which say how a run ended."""
     fields: Document = {}
-    for name in ("output", "ended_at", "expire_at"):
-        if (value := getattr(commit, name)) is not None:
-            fields[name] = value
-    if isinstance(commit.output, PayloadRef):
-        fields["output"] = to_builtins(commit.output)
+    if (output := commit.output) is not None:
+        fields["output"] = to_builtins(output) if isinstance(output, PayloadRef) else output
     if commit.error is not None:
         fields["error"] = to_builtins(commit.error)
-    if commit.context is not None:
-        fields["context"] = dict(commit.context) or None
-    if commit.awaiting is not None:
-        fields["awaiting"] = to_builtins(commit.awaiting) or None
-    if commit.attempts is not None:
-        fields["attempts"] = to_builtins(commit.attempts) or None
-    if commit.outbox:
-        fields["outbox_due"] = commit.outbox_due
-    if commit.progress:
-        fields["recoveries"] = 0
-    if commit.spilled:
-        fields["spilled"] = True
-    if commit.archive:
-        fields["journal_base"] = commit.journal_base + len(commit.archive)
-    if commit.status is not Status.RUNNING:
-        fields["status"] = commit.status.value
-        due_at = commit.due_at if commit.status is Status.WAITING else None
-        fields |= {"worker": None, "claim": None, "attempts": None, "due_at": due_at}
-    if commit.status.ended:
-        fields["awaiting"] = None
+    if commit.ended_at is not None:
+        fields["ended_at"] = commit.ended_at
+    if commit.expire_at is not None:
+        fields["expire_at"] = commit.expire_at
     return fields
 
 

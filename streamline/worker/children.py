@@ -112,8 +112,7 @@ def dispatches(
     """
     rev = run.rev + 1
     requests = [
-        Dispatch(kind=kind, to=to, rev=rev, reason=reason)
-        for kind, to, reason in body.requests
+        Dispatch(kind=kind, to=to, rev=rev, reason=reason) for kind, to, reason in body.requests
     ]
     shown = [slot for slot in awaiting if slot.kind is SlotKind.CHILD]
     if shown:

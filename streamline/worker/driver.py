@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -42,6 +42,14 @@ def _is_fact(entry: Entry) -> bool:
     """Whether an entry tells what neither the inbox nor the clock will tell again."""
     found = entry.kind is EntryKind.OUTCOME and entry.message is None
     return found or entry.kind in _FACTS
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """What follows from what happened: the run's next status, and what is to begin in it."""
+
+    status: Status
+    starting: Sequence[StepState] = ()
+    calling: Sequence[ChildCommand] = ()
 
 
 class RunDriver:
@@ -218,39 +226,41 @@ class RunDriver:
                 await self._supply(session)
                 continue
             ending = session.ending()
-            status = self._next_status(session, ending)
-            if crowded := self._is_crowded_out(session, status):
+            plan = self._plan(session, ending)
+            if crowded := self._is_crowded_out(session, plan):
                 # What happened goes first, and no message can refuse it; then the end or the park
                 # alone. Else a run that gets messages all the time would never get anywhere.
-                ending, status = None, Status.RUNNING
-            starting = self._starting(session, status)
-            calling = self._calling(session, status)
-            must_commit = self._must_commit(session, status, starting)
-            if ending is not None or must_commit or unseen(calling, session.awaiting):
-                commit = self._build_commit(session, status, ending, starting)
+                ending, plan = None, self._to_go_on(session)
+            if ending is not None or self._must_commit(session, plan):
+                commit = self._build_commit(session, plan, ending)
                 if not await self._commit(session, commit) or crowded:
                     continue
                 if commit.continuation is not None:
                     await self._begin_anew()
                     continue
-            if status is not Status.RUNNING:
-                return status
+            if plan.status is not Status.RUNNING:
+                return plan.status
             # A process that stood still for longer than its lease may have lost the run: another
             # may have run these steps, and recorded them. The next renewal tells.
             suspended = self.held.lost or self.held.lease_is_over
-            for state in () if suspended else starting:
-                self._board.start(state, session.body)
-            if calling and not suspended:
-                await self._nursery.start(self.run, session.inbox, calling)
+            if not suspended:
+                await self._start(session, plan)
             if self._draining and not self._board.running:
-                return status
+                return plan.status
             if not (self._board.facts or self.held.lost):
                 await self._sleep(None if suspended else session.next_due())
 
-    def _is_crowded_out(self, session: Session, status: Status) -> bool:
+    async def _start(self, session: Session, plan: Plan) -> None:
+        for state in plan.starting:
+            self._board.start(state, session.body)
+        if plan.calling:
+            await self._nursery.start(self.run, session.inbox, plan.calling)
+
+    def _is_crowded_out(self, session: Session, plan: Plan) -> bool:
         """Whether messages keep this commit from landing that don't concern what happened."""
-        unwritten = session.unwritten and not session.forced
-        return self._crowded and unwritten and status in _NEEDS_INBOX
+        if not self._crowded or session.forced:
+            return False
+        return session.unwritten and plan.status in _NEEDS_INBOX
 
     async def _sleep(self, due: datetime | None) -> None:
         """Wait until something happens or falls due."""
@@ -316,55 +326,47 @@ class RunDriver:
         if self.held.lost:
             raise self.held.lease_lost()
 
-    def _calling(self, session: Session, status: Status) -> list[ChildCommand]:
-        """Return the children that are to be started, if the run goes on."""
-        if status is not Status.RUNNING or self._draining or session.pause_asked:
-            return []
-        return unstarted(session.body, self._board.facts)
-
     # -- what follows -----------------------------------------------------------------------------
 
-    def _next_status(self, session: Session, ending: Ending | None) -> Status:
+    def _plan(self, session: Session, ending: Ending | None) -> Plan:
         if ending is not None:
-            return ending.status
-        if self._board.running:
-            return Status.RUNNING
+            return Plan(ending.status)
         if session.pause_asked:
-            return Status.PAUSED
-        now = self._services.clock.now()
-        if self._draining or self._board.ready(now, session.body):
-            return Status.RUNNING
-        if unstarted(session.body, ()):
-            return Status.RUNNING
+            return Plan(Status.RUNNING if self._board.running else Status.PAUSED)
+        plan = self._to_go_on(session)
+        stays = plan.starting or plan.calling or self._draining or self._board.running
+        return plan if stays or self._is_due_soon(session) else Plan(Status.WAITING)
+
+    def _to_go_on(self, session: Session) -> Plan:
+        """Return what is to begin if the run stays here."""
+        if self._draining or session.pause_asked:
+            return Plan(Status.RUNNING)
+        starting = self._board.ready(self._services.clock.now(), session.body)
+        return Plan(Status.RUNNING, starting, unstarted(session.body, self._board.facts))
+
+    def _is_due_soon(self, session: Session) -> bool:
         due = session.next_due()
-        held = due is not None and due <= now + self._services.hold
-        return Status.RUNNING if held else Status.WAITING
+        return due is not None and due <= self._services.clock.now() + self._services.hold
 
-    def _starting(self, session: Session, status: Status) -> list[StepState]:
-        if status is not Status.RUNNING or self._draining or session.pause_asked:
-            return []
-        return self._board.ready(self._services.clock.now(), session.body)
-
-    def _must_commit(self, session: Session, status: Status, starting: list[StepState]) -> bool:
+    def _must_commit(self, session: Session, plan: Plan) -> bool:
         return (
-            status is not Status.RUNNING
+            plan.status is not Status.RUNNING
             or session.unwritten
             or session.waits_unseen
             or self._heartbeats.unseen
             # A step that may not run twice must be known to have begun.
-            or any(state.at_most_once for state in starting)
+            or any(state.at_most_once for state in plan.starting)
+            or unseen(plan.calling, session.awaiting)
         )
 
     # -- committing -------------------------------------------------------------------------------
 
-    def _build_commit(
-        self, session: Session, status: Status, ending: Ending | None, starting: list[StepState]
-    ) -> Commit:
+    def _build_commit(self, session: Session, plan: Plan, ending: Ending | None) -> Commit:
         now = self._services.clock.now()
-        running = status is Status.RUNNING
-        attempts = self._board.attempts(starting, now) if running else ()
+        running = plan.status is Status.RUNNING
+        attempts = self._board.attempts(plan.starting, now) if running else ()
         commit = composing.compose(
-            self.run, session, status, ending=ending, attempts=attempts, now=now
+            self.run, session, plan.status, ending=ending, attempts=attempts, now=now
         )
         if ending is None:
             return commit

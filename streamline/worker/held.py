@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import datetime
+from functools import partial
 from typing import TypeVar
 
 import msgspec
@@ -116,10 +117,9 @@ class HeldRun:
         """Write a commit, its large payloads first."""
         self.continuing = commit.continuation is not None
         try:
-            spilled = commit
             if commit.spilled:
-                spilled = await self.persist(lambda: self._spill.commit(commit))
-            return await self.persist(lambda: self._services.store.commit(spilled))
+                commit = await self.persist(partial(self._spill.commit, commit))
+            return await self.persist(partial(self._services.store.commit, commit))
         finally:
             self.continuing = False
 

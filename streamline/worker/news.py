@@ -88,6 +88,8 @@ class News:
 
     def flush(self) -> None:
         """Tell what was gathered."""
+        if not self._gathered:
+            return
         gathered, self._gathered = self._gathered, []
         for event in gathered:
             self._events.emit(event)

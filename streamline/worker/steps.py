@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -159,7 +159,7 @@ class StepBoard:
         times = [s.retry_at for s in self._states.values() if s.task is None and s.retry_at]
         return min(times) if times else None
 
-    def attempts(self, starting: list[StepState], now: datetime) -> tuple[Attempt, ...]:
+    def attempts(self, starting: Sequence[StepState], now: datetime) -> tuple[Attempt, ...]:
         """Return what the document shows as running once `starting` have started."""
         return tuple(
             Attempt(
