@@ -13,8 +13,9 @@ from streamline.codec.mismatch import Mismatch, describe
 from streamline.codec.natives import SCALARS, Unstorable, to_native
 from streamline.errors import PayloadTooLarge, ValidationError
 
-# Natives of at most eight bytes; not int, which may be too large.
+# Natives of at most eight bytes; an int may be too large.
 _TINY = frozenset({type(None), bool, float})
+_MIN_INT, _MAX_INT = -(2**63), 2**63 - 1
 
 
 def encode(value: Any, *, what: str, limit: int, inline: int | None = None) -> Any:
@@ -30,7 +31,7 @@ def encode(value: Any, *, what: str, limit: int, inline: int | None = None) -> A
         ValidationError: It can't be stored; the message says what part of it.
         PayloadTooLarge: It is larger than `limit`.
     """
-    if type(value) in _TINY:
+    if type(value) in _TINY or (type(value) is int and _MIN_INT <= value <= _MAX_INT):
         return value
     try:
         native = to_native(value)
@@ -72,6 +73,8 @@ def decode(encoded: Any, type_: Any, *, what: str) -> Any:
     Raises:
         ValidationError: The value doesn't fit the annotation; the message says where.
     """
+    if type(encoded) is type_ and type_ in SCALARS:
+        return encoded
     try:
         if type(encoded) is LargePayload:
             value = encoded.native()

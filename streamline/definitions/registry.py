@@ -45,6 +45,7 @@ class Registry:
 
     def __init__(self) -> None:
         self._workflows: dict[str, dict[str, Workflow[..., Any]]] = {}
+        self._newest: dict[str, Workflow[..., Any]] = {}
         self._places: dict[tuple[str, str, str], Place] = {}
 
     def add_workflow(self, workflow: Workflow[..., Any]) -> None:
@@ -54,7 +55,9 @@ class Registry:
             DefinitionConflict: Another function has this name and version.
         """
         self._claim_name("workflow", workflow.name, workflow.version, workflow.fn)
-        self._workflows.setdefault(workflow.name, {})[workflow.version] = workflow
+        versions = self._workflows.setdefault(workflow.name, {})
+        versions[workflow.version] = workflow
+        self._newest[workflow.name] = max(versions.values(), key=_version_key)
 
     def add_step(self, step: Step[..., Any]) -> None:
         """Register the name of a step; raises what `add_workflow` raises."""
@@ -70,7 +73,7 @@ class Registry:
         if version is not None and version in versions:
             return versions[version]
         if version is None and versions:
-            return max(versions.values(), key=lambda workflow: _version_key(workflow.version))
+            return self._newest[name]
         wanted = name if version is None else f"{name} {version}"
         known = ", ".join(sorted(self._workflows)) or "none"
         raise WorkflowNotFound(
@@ -121,7 +124,7 @@ def _is_cell(file: str) -> bool:
     return file.startswith("<") or "ipykernel" in file
 
 
-def _version_key(version: str) -> list[tuple[int, int | str]]:
+def _version_key(workflow: Workflow[..., Any]) -> list[tuple[int, int | str]]:
     """Order versions by their numbers: 1.10.0 after 1.9.0; words sort before numbers."""
-    parts = version.replace("-", ".").split(".")
+    parts = workflow.version.replace("-", ".").split(".")
     return [(1, int(part)) if part.isdigit() else (0, part) for part in parts]

@@ -6,7 +6,6 @@ from streamline.replay.commands import (
     SlotCommand,
     StepCommand,
     TimerCommand,
-    kind_of,
 )
 from streamline.replay.execution import CANCEL, Execution
 from streamline.replay.outcome import Cancelled, Continued, Failed, Outcome, Returned
@@ -24,5 +23,4 @@ __all__ = [
     "SlotCommand",
     "StepCommand",
     "TimerCommand",
-    "kind_of",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+from abc import abstractmethod
 from asyncio import futures
 from collections import deque
 from datetime import UTC, datetime
@@ -22,6 +23,11 @@ class Command(msgspec.Struct, kw_only=True):
 
     id: str
 
+    @property
+    @abstractmethod
+    def kind(self) -> EntryKind:
+        """Which kind of entry resolves it next."""
+
 
 class StepCommand(Command, kw_only=True):
     """Run a step. The arguments are the body's own objects, detached from later changes."""
@@ -31,12 +37,20 @@ class StepCommand(Command, kw_only=True):
     kwargs: dict[str, Any]
     future: asyncio.Future[Any]
 
+    @property
+    def kind(self) -> EntryKind:
+        return EntryKind.STEP
+
 
 class TimerCommand(Command, kw_only=True):
     """Fire at an instant."""
 
     due: datetime
     handle: asyncio.TimerHandle
+
+    @property
+    def kind(self) -> EntryKind:
+        return EntryKind.TIMER
 
 
 class SlotCommand(Command, kw_only=True):
@@ -45,6 +59,10 @@ class SlotCommand(Command, kw_only=True):
     slot: Slot
     type: Any
     future: asyncio.Future[Any]
+
+    @property
+    def kind(self) -> EntryKind:
+        return EntryKind.MESSAGE
 
 
 class ChildCommand(Command, kw_only=True):
@@ -66,23 +84,13 @@ class ChildCommand(Command, kw_only=True):
     outcome: tuple[Any, Exception | None] | None = None
 
     @property
+    def kind(self) -> EntryKind:
+        return EntryKind.OUTCOME if self.started else EntryKind.CHILD
+
+    @property
     def run_id(self) -> str:
         """The id of the child's run."""
         return self.slot.name
-
-
-_KINDS: dict[type[Command], EntryKind] = {
-    StepCommand: EntryKind.STEP,
-    TimerCommand: EntryKind.TIMER,
-    SlotCommand: EntryKind.MESSAGE,
-}
-
-
-def kind_of(command: Command) -> EntryKind:
-    """Return which kind of entry resolves a command next."""
-    if isinstance(command, ChildCommand):
-        return EntryKind.OUTCOME if command.started else EntryKind.CHILD
-    return _KINDS[type(command)]
 
 
 FOREVER = datetime(9999, 1, 1, tzinfo=UTC).timestamp()

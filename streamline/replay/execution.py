@@ -42,7 +42,7 @@ from streamline.replay.commands import (
 )
 from streamline.replay.continuing import ContinueAsNew, outcome_of
 from streamline.replay.deadline import Deadline
-from streamline.replay.divergence import answered, retyped
+from streamline.replay.divergence import diverged, retyped
 from streamline.replay.eviction import Never
 from streamline.replay.forbidden import stuck_error
 from streamline.replay.loop import ReplayLoop
@@ -54,6 +54,7 @@ _log = logging.getLogger(__name__)
 
 CANCEL = "cancel"  # the id of an entry by which a cancel reaches the body; it answers no command
 DEADLINE = "deadline"  # the name of the timer of the workflow's own timeout
+_ANSWERS = {EntryKind.ATTEMPT: EntryKind.STEP}
 _CALLS = frozenset({EntryKind.STEP, EntryKind.CHILD})
 
 
@@ -224,10 +225,11 @@ class Execution(BodyRuntime):
     # -- entries ----------------------------------------------------------------------------------
 
     def _expect(self, entry: Entry) -> Command:
-        if (command := self.open.get(entry.id)) is not None:
-            return answered(self.run, entry, self.position, command, ())
+        command = self.open.get(entry.id)
+        if command is not None and command.kind is _ANSWERS.get(entry.kind, entry.kind):
+            return command
         asked = ("the end of the run",) if self._outcome else tuple(self.open) or ("nothing",)
-        return answered(self.run, entry, self.position, None, asked)
+        raise diverged(self.run, entry, self.position, command, asked)
 
     def _resolve(self, entry: Entry, command: Command) -> None:
         if entry.context:

@@ -25,6 +25,9 @@ from streamline.replay.forbidden import FORBIDDEN, io_error
 from streamline.replay.ordered import ReplayFuture, refuse_unordered
 
 _Callback = Callable[..., object]
+_Before = tuple[asyncio.AbstractEventLoop | None, asyncio.Task[Any] | None, Any, bool]
+"""The running loop of the thread, its task, the hooks for generators, whether garbage is collected.
+"""
 
 
 class LoopOwner(Protocol):
@@ -102,7 +105,7 @@ class ReplayLoop(asyncio.AbstractEventLoop):
         Raises:
             BaseException: A SystemExit or KeyboardInterrupt of the body, as asyncio lets it out.
         """
-        restore = self._enter()
+        before = self._enter()
         try:
             ready = self._ready
             while ready:
@@ -110,15 +113,14 @@ class ReplayLoop(asyncio.AbstractEventLoop):
                 if not handle.cancelled():
                     handle._run()
         finally:
-            restore()
+            self._leave(before)
 
-    def _enter(self) -> Callable[[], None]:
-        """Make this the running loop of the thread; returns what puts everything back."""
+    def _enter(self) -> _Before:
+        """Make this the running loop of the thread; returns what it was like before."""
         outer = events._get_running_loop()
         task = None if outer is None else asyncio.current_task(outer)
-        hooks = sys.get_asyncgen_hooks()
+        before = outer, task, sys.get_asyncgen_hooks(), gc.isenabled()
         # Cycles that the body left behind must not be freed at one point of it or another.
-        collecting = gc.isenabled()
         gc.disable()
         # From 3.14 on the current task belongs to the thread, not to the loop: leave it first.
         if outer is not None and task is not None:
@@ -127,17 +129,18 @@ class ReplayLoop(asyncio.AbstractEventLoop):
         # Without `firstiter` the outer loop would hear of the body's generators, and close them.
         sys.set_asyncgen_hooks(firstiter=None, finalizer=self._close_generator)
         self._turning = True
+        return before
 
-        def restore() -> None:
-            self._turning = False
-            sys.set_asyncgen_hooks(*hooks)
-            events._set_running_loop(outer)
-            if outer is not None and task is not None:
-                tasks._enter_task(outer, task)
-            if collecting:
-                gc.enable()
-
-        return restore
+    def _leave(self, before: _Before) -> None:
+        """Put everything back."""
+        outer, task, hooks, collecting = before
+        self._turning = False
+        sys.set_asyncgen_hooks(*hooks)
+        events._set_running_loop(outer)
+        if outer is not None and task is not None:
+            tasks._enter_task(outer, task)
+        if collecting:
+            gc.enable()
 
     def evict(self) -> None:
         """Drop the body where it stands: its `finally` blocks run, but can't ask for anything.
@@ -150,11 +153,11 @@ class ReplayLoop(asyncio.AbstractEventLoop):
             (task, task.context) for task in self._tasks if not task.done()
         ]
         self._tasks.clear()
-        restore = self._enter()
+        before = self._enter()
         try:
             close_tasks(self, dropped)
         finally:
-            restore()
+            self._leave(before)
 
     @property
     def evicted(self) -> bool:

@@ -78,7 +78,7 @@ class RunDriver:
         self._draining = False
         self._stale_inbox = False
         self._crowded = False  # whether messages came in faster than the last commit
-        self._news = News(services.events)
+        self._news = News(services.events, services.clock)
         self.held: HeldRun = HeldRun(run, services, self._news)
         self._heartbeats = Heartbeats(services, self._news, self.held, self._wake.set)
         self._board = StepBoard(
@@ -341,7 +341,7 @@ class RunDriver:
         """Return what is to begin if the run stays here."""
         if self._draining or session.pause_asked:
             return Plan(Status.RUNNING)
-        starting = self._board.ready(self._services.clock.now(), session.body)
+        starting = self._board.ready(session.body)
         return Plan(Status.RUNNING, starting, unstarted(session.body, self._board.facts))
 
     def _is_due_soon(self, session: Session) -> bool:
@@ -411,12 +411,12 @@ class RunDriver:
         # At the one commit that passes it: once, whoever drives the run and however often.
         limit = self._services.journal_warning
         if limit is not None and commit.entries and entries < limit <= len(session.tail):
-            self._news.long_journal(len(session.tail), self.run, self._services.clock.now())
+            self._news.long_journal(len(session.tail), self.run)
 
     def _note(self, commit: Commit) -> None:
         """Take in what the document says now, and tell of it."""
         self.held.note(commit)
-        self._news.of_commit(commit, self.run, self._services.clock.now())
+        self._news.of_commit(commit, self.run)
         self._news.flush()
         if commit.outbox and self._services.courier is not None:
             self._services.courier.send(self.run, commit.outbox)

@@ -19,6 +19,8 @@ def guards(session: Session, status: Status, *, moved: bool) -> dict[str, Any]:
         status: To which it brings the run.
         moved: Whether it writes the open slots anew.
     """
+    if status is Status.RUNNING and not moved:
+        return {}  # what happened is written whatever else comes in
     # Whoever follows a run must be told of its end.
     followers = len(session.inbox.followers) if status.ended else None
     if session.forced:

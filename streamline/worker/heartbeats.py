@@ -63,7 +63,7 @@ class Heartbeats:
         try:
             held = await self._services.store.heartbeat(run.id, run.fence, step_id, details)
         except ServerUnavailable as error:
-            self._news.engine_error(error, run, self._services.clock.now())
+            self._news.engine_error(error, run)
             return
         if not held:
             _log.debug("a heartbeat of step %r of run %r came too late", step_id, run.id)

@@ -68,7 +68,7 @@ class HeldRun:
             try:
                 return await verb()
             except ServerUnavailable as error:
-                self._news.engine_error(error, self.run, self._services.clock.now())
+                self._news.engine_error(error, self.run)
                 if self.lost:
                     raise self.lease_lost() from error
                 await asyncio.sleep(RETRY_OUTAGE)

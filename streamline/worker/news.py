@@ -6,6 +6,7 @@ import logging
 from datetime import datetime
 from typing import Any
 
+from streamline.clock import Clock
 from streamline.codec import decode_exception, native_of
 from streamline.events import Event, EventBus
 from streamline.model import Commit, Entry, EntryKind, Run, Status
@@ -23,10 +24,16 @@ _log = logging.getLogger(__name__)
 
 
 class News:
-    """Gathers what a commit will make true, and tells it once it has."""
+    """Gathers what a commit will make true, and tells it once it has.
 
-    def __init__(self, events: EventBus) -> None:
+    Args:
+        events: Who hears it.
+        clock: When it happened.
+    """
+
+    def __init__(self, events: EventBus, clock: Clock) -> None:
         self._events = events
+        self._clock = clock
         self._gathered: list[Event] = []
 
     def of_entry(self, entry: Entry, run: Run) -> None:
@@ -41,18 +48,20 @@ class News:
             return
         self._gather(name, entry.at, run, entry)
 
-    def of_commit(self, commit: Commit, run: Run, now: datetime) -> None:
+    def of_commit(self, commit: Commit, run: Run) -> None:
         """Gather what a commit's status tells."""
+        if not self._events.heard:
+            return
         name = _OF_STATUS.get(commit.status)
         data: Any = commit.output if commit.status is Status.DONE else None
         if commit.continuation is not None:
             name, data = "workflow:continued", commit.continuation.generation
-        if name is not None and self._events.heard:
+        if name is not None:
             error = None if commit.error is None else decode_exception(commit.error, run_id=run.id)
             self._gathered.append(
                 Event(
                     name=name,
-                    at=now,
+                    at=self._clock.now(),
                     run_id=run.id,
                     workflow=run.workflow,
                     error=error,
@@ -60,7 +69,7 @@ class News:
                 )
             )
 
-    def long_journal(self, entries: int, run: Run, now: datetime) -> None:
+    def long_journal(self, entries: int, run: Run) -> None:
         """Warn of a journal that has grown to so many entries."""
         _log.warning(
             "run %r of workflow %r has a journal of %d entries, and is replayed from all of them "
@@ -73,15 +82,16 @@ class News:
         self._events.emit(
             Event(
                 name="workflow:long-journal",
-                at=now,
+                at=self._clock.now(),
                 run_id=run.id,
                 workflow=run.workflow,
                 data=entries,
             )
         )
 
-    def engine_error(self, error: Exception, run: Run, now: datetime) -> None:
+    def engine_error(self, error: Exception, run: Run) -> None:
         """Tell at once of something that went wrong around a run."""
+        now = self._clock.now()
         self._events.emit(
             Event(name="engine:error", at=now, run_id=run.id, workflow=run.workflow, error=error)
         )

@@ -25,7 +25,6 @@ from streamline.replay import (
     Command,
     Execution,
     StepCommand,
-    kind_of,
 )
 from streamline.worker.children import children_of, dispatches, outcome_entries
 from streamline.worker.ending import Ending, cancelled, fail, poisoned, settle
@@ -240,12 +239,12 @@ class Session:
         """Take in what the body asked for and what it withdrew."""
         if not self.body.has_news:
             return
-        stored = {attempt.id: attempt for attempt in self.run.attempts}
-        for command in self.body.take_issued():
-            if isinstance(command, StepCommand):
-                self._board.add(
-                    command, failures=failures.get(command.id, []), stored=stored.get(command.id)
-                )
+        steps = [each for each in self.body.take_issued() if isinstance(each, StepCommand)]
+        stored = {attempt.id: attempt for attempt in self.run.attempts} if steps else {}
+        for command in steps:
+            self._board.add(
+                command, failures=failures.get(command.id, ()), stored=stored.get(command.id)
+            )
         for command_id in self.body.take_withdrawn():
             self._board.remove(command_id)
         for patch in self.body.new_patches:
@@ -313,6 +312,8 @@ class Session:
 
     def dispatches(self, ending: Ending | None) -> list[Dispatch]:
         """Return what other runs are to be told with the next commit."""
+        if not (self.body.requests or self.awaiting or ending):
+            return []
         return dispatches(
             self.body,
             self.run,
@@ -362,4 +363,4 @@ def _without_content(run: Run) -> Run:
 
 def _answers(fact: Entry, command: Command) -> bool:
     """Whether a fact is of the kind that a command waits for; one of a step always is."""
-    return not isinstance(command, ChildCommand) or fact.kind is kind_of(command)
+    return not isinstance(command, ChildCommand) or fact.kind is command.kind

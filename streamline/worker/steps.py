@@ -84,7 +84,9 @@ class StepBoard:
 
     # -- what is in hand --------------------------------------------------------------------------
 
-    def add(self, command: StepCommand, *, failures: list[Entry], stored: Attempt | None) -> None:
+    def add(
+        self, command: StepCommand, *, failures: Sequence[Entry], stored: Attempt | None
+    ) -> None:
         """Take in a step that the body asked for.
 
         Args:
@@ -142,7 +144,7 @@ class StepBoard:
         """Return the tasks of the running attempts."""
         return [state.task for state in self._states.values() if state.task is not None]
 
-    def ready(self, now: datetime, execution: Execution) -> list[StepState]:
+    def ready(self, execution: Execution) -> list[StepState]:
         """Return the steps that could start now."""
         answered = {fact.id for fact in self.facts} if self.facts else ()
         return [
@@ -151,7 +153,7 @@ class StepBoard:
             if state.task is None
             and id_ in execution.open
             and id_ not in answered
-            and (state.retry_at is None or state.retry_at <= now)
+            and (state.retry_at is None or state.retry_at <= self._services.clock.now())
         ]
 
     def next_retry(self) -> datetime | None:
