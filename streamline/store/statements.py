@@ -32,28 +32,32 @@ class CommitStatement(msgspec.Struct, frozen=True, gc=False):
     """A commit, encoded."""
 
     commit: Commit
-    body: RawBSONDocument
-    size: int
+    body: bytes
 
     @classmethod
     def of(cls, commit: Commit) -> CommitStatement:
         """Encode a commit; what can't be encoded falls on its own commit, not on the group's."""
-        body = _raw({"q": commit_filter(commit), "u": commit_update(commit)})
-        return cls(commit, body, len(body.raw))
+        return cls(commit, _encoded({"q": commit_filter(commit), "u": commit_update(commit)}))
+
+    @property
+    def size(self) -> int:
+        return len(self.body)
 
 
 class InsertStatement(msgspec.Struct, frozen=True, gc=False):
     """A new run, encoded."""
 
     run_id: str
-    body: RawBSONDocument
-    size: int
+    body: bytes
 
     @classmethod
     def of(cls, run: Run) -> InsertStatement:
         """Encode a run."""
-        body = _raw(to_document(run))
-        return cls(run.id, body, len(body.raw))
+        return cls(run.id, _encoded(to_document(run)))
+
+    @property
+    def size(self) -> int:
+        return len(self.body)
 
 
 class CommitGroup:
@@ -130,15 +134,16 @@ class InsertGroup:
         return [outcomes[index] for index in range(len(statements))]
 
 
-def _raw(document: Document) -> RawBSONDocument:
-    return RawBSONDocument(bson.encode(document, codec_options=CODEC_OPTIONS))
+def _encoded(document: Document) -> bytes:
+    return bson.encode(document, codec_options=CODEC_OPTIONS)
 
 
 async def _command(
-    connection: Connection, verb: str, payload: str, bodies: list[RawBSONDocument]
+    connection: Connection, verb: str, payload: str, bodies: Sequence[bytes]
 ) -> Document:
+    documents = [RawBSONDocument(body) for body in bodies]
     reply: Document = await connection.database.command(
-        {verb: RUNS, payload: bodies, "ordered": False, "writeConcern": DURABLE.document}
+        {verb: RUNS, payload: documents, "ordered": False, "writeConcern": DURABLE.document}
     )
     if failed := reply.get("writeConcernError"):
         # Sent again it matches nothing, but waits until what was written is durable.

@@ -46,6 +46,7 @@ class StepAttempt(StepRuntime):
         on_heartbeat: Called in the event loop with this and the encoded details of each heartbeat.
         limits: How large payloads may be.
         threads: Where plain functions run.
+        loop: Where it runs.
     """
 
     def __init__(
@@ -58,7 +59,8 @@ class StepAttempt(StepRuntime):
         last_heartbeat: Any,
         on_heartbeat: Callable[[StepAttempt, Any], None],
         limits: Limits,
-        threads: Executor | None = None,
+        threads: Executor | None,
+        loop: asyncio.AbstractEventLoop,
     ) -> None:
         self.threads = threads
         self.run: Run = execution.run
@@ -75,7 +77,7 @@ class StepAttempt(StepRuntime):
         self._on_heartbeat = on_heartbeat
         self._limits = limits
         self._changes: dict[str, Any] = {}
-        self._loop = asyncio.get_running_loop()
+        self._loop = loop
         self._silence: asyncio.Timeout | None = None
 
     # -- running ----------------------------------------------------------------------------------

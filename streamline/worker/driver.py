@@ -30,6 +30,7 @@ from streamline.worker.nursery import Nursery
 from streamline.worker.services import Services
 from streamline.worker.session import Session
 from streamline.worker.steps import StepBoard, StepState
+from streamline.worker.wake import Wake
 
 _log = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ def _is_fact(entry: Entry) -> bool:
     return found or entry.kind in _FACTS
 
 
-class Plan(msgspec.Struct, frozen=True):
+class Plan(msgspec.Struct, frozen=True, gc=False):
     """What follows from what happened: the run's next status, and what is to begin in it."""
 
     status: Status
@@ -73,19 +74,19 @@ class RunDriver:
         self._workflow = workflow
         self._services = services
         self._on_turn = on_turn
-        self._wake = asyncio.Event()
+        self._wake = Wake()
         self._waiting = False
         self._draining = False
         self._stale_inbox = False
         self._crowded = False  # whether messages came in faster than the last commit
         self._news = News(services.events, services.clock)
         self.held: HeldRun = HeldRun(run, services, self._news)
-        self._heartbeats = Heartbeats(services, self._news, self.held, self._wake.set)
+        self._heartbeats = Heartbeats(services, self._news, self.held, self._wake.call)
         self._board = StepBoard(
             services,
             workflow.step_defaults,
             self.held,
-            on_change=self._wake.set,
+            on_change=self._wake.call,
             on_heartbeat=self._heartbeats.beat,
         )
         self._session: Session | None = None
@@ -136,7 +137,7 @@ class RunDriver:
     def hint(self) -> None:
         """Take a hint that messages came in."""
         self._stale_inbox = True
-        self._wake.set()
+        self._wake.call()
 
     @property
     def hinted(self) -> bool:
@@ -152,19 +153,19 @@ class RunDriver:
         """Take in that the claim is lost: cancel the steps at once, write nothing any more."""
         self.held.lost = True
         self._board.cancel_all()
-        self._wake.set()
+        self._wake.call()
 
     def extend(self, until: datetime) -> None:
         """Take in that the claim was renewed."""
         was_over = self.held.lease_is_over
         self.held.lease_until = until
         if was_over:
-            self._wake.set()
+            self._wake.call()
 
     def drain(self) -> None:
         """Start no further steps; the run is handed back once the running ones have ended."""
         self._draining = True
-        self._wake.set()
+        self._wake.call()
 
     def abandon(self) -> None:
         """Drop everything, as if the process had died."""
@@ -266,10 +267,10 @@ class RunDriver:
         """Wait until something happens or falls due."""
         alarm: Alarm | None = None
         if due is not None:
-            alarm = self._services.clock.call_at(due, self._wake.set)
+            alarm = self._services.clock.call_at(due, self._wake.call)
         self._waiting = True
         try:
-            await self._wake.wait()
+            await self._wake.called()
         finally:
             self._waiting = False
             if alarm is not None:

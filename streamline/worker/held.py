@@ -68,10 +68,13 @@ class HeldRun:
             try:
                 return await verb()
             except ServerUnavailable as error:
-                self._news.engine_error(error, self.run)
-                if self.lost:
-                    raise self.lease_lost() from error
-                await asyncio.sleep(RETRY_OUTAGE)
+                await self._outlast(error)
+
+    async def _outlast(self, error: ServerUnavailable) -> None:
+        self._news.engine_error(error, self.run)
+        if self.lost:
+            raise self.lease_lost() from error
+        await asyncio.sleep(RETRY_OUTAGE)
 
     # -- reading ----------------------------------------------------------------------------------
 
@@ -114,12 +117,20 @@ class HeldRun:
     # -- writing ----------------------------------------------------------------------------------
 
     async def write(self, commit: Commit) -> CommitResult:
-        """Write a commit, its large payloads first."""
+        """Write a commit, its large payloads first.
+
+        Raises:
+            LeaseLost: The claim is known to be lost.
+        """
         self.continuing = commit.continuation is not None
         try:
             if commit.spilled:
                 commit = await self.persist(partial(self._spill.commit, commit))
-            return await self.persist(partial(self._services.store.commit, commit))
+            while True:  # as `persist` does, which would take a little more with every step
+                try:
+                    return await self._services.store.commit(commit)
+                except ServerUnavailable as error:
+                    await self._outlast(error)
         finally:
             self.continuing = False
 

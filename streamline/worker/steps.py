@@ -81,6 +81,7 @@ class StepBoard:
         self._on_heartbeat = on_heartbeat
         self._held = held
         self._states: dict[str, StepState] = {}
+        self._loop = asyncio.get_running_loop()
 
     # -- what is in hand --------------------------------------------------------------------------
 
@@ -191,8 +192,9 @@ class StepBoard:
             on_heartbeat=self._beat,
             limits=self._services.limits,
             threads=self._services.threads,
+            loop=self._loop,
         )
-        state.task = asyncio.get_running_loop().create_task(
+        state.task = self._loop.create_task(
             self._attempt(state, state.running), name=f"{execution.run.id}/{state.command.id}"
         )
         self._emit("step:started", execution, state)
