@@ -180,7 +180,7 @@ class Input(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     def payload(self) -> LargePayload | PayloadRef | None:
         """The large payload that the arguments are, if they are one."""
         first = self.args[0] if len(self.args) == 1 else None
-        return first if isinstance(first, LargePayload | PayloadRef) else None
+        return first if isinstance(first, (LargePayload, PayloadRef)) else None
 
     def arguments(self) -> tuple[list[Any], dict[str, Any]]:
         """Return the positional and the named arguments, encoded. They must be at hand."""

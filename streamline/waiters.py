@@ -69,6 +69,8 @@ class Waiters:
         self._arrived.set()
         self.suspect(run_id)
         try:
+            if timeout is None:
+                return await future
             async with asyncio.timeout(timeout):
                 return await future
         finally:

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from streamline.replay.commands import ChildCommand, Command, SlotCommand, TimerCommand
+from streamline.replay.commands import (
+    ChildCommand,
+    Command,
+    SlotCommand,
+    StepCommand,
+    TimerCommand,
+)
 
 
 class OpenCommands(dict[str, Command]):
@@ -22,18 +28,23 @@ class OpenCommands(dict[str, Command]):
     def add(self, command: Command) -> None:
         """Take in a command."""
         self[command.id] = command
+        if isinstance(command, StepCommand):
+            return
         if isinstance(command, TimerCommand):
             self.timers[command.id] = command
-        elif isinstance(command, SlotCommand | ChildCommand):
+        elif isinstance(command, (SlotCommand, ChildCommand)):
             self.slots[command.id] = command
             if isinstance(command, ChildCommand):
                 self.children[command.id] = command
 
     def remove(self, id_: str) -> bool:
         """Forget a command; returns whether it was there."""
-        for kind in (self.timers, self.slots, self.children):
-            kind.pop(id_, None)
-        return self.pop(id_, None) is not None
+        command = self.pop(id_, None)
+        if command is not None and not isinstance(command, StepCommand):
+            self.timers.pop(id_, None)
+            self.slots.pop(id_, None)
+            self.children.pop(id_, None)
+        return command is not None
 
     def clear(self) -> None:
         """Forget all."""

@@ -39,8 +39,10 @@ def children_of(body: Execution) -> list[ChildCommand]:
 
 def unstarted(body: Execution, facts: Iterable[Entry]) -> list[ChildCommand]:
     """Return the children that are still to be made durable."""
+    if not body.open.children:
+        return []
     commands = [command for command in children_of(body) if not command.started]
-    answered = {fact.id for fact in facts} if commands else ()
+    answered = {fact.id for fact in facts}
     return [command for command in commands if command.id not in answered]
 
 

@@ -94,6 +94,8 @@ class HeldRun:
 
     async def load_archive(self, run: Run) -> list[Entry]:
         """Return the entries that were moved out of a run's document."""
+        if not run.journal_base:
+            return []
         store = self._services.store
         return await self.persist(lambda: store.load_archive(run.id, run.journal_base))
 

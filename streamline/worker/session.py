@@ -337,12 +337,16 @@ class Session:
     @property
     def waits_unseen(self) -> bool:
         """Whether a wait was opened that the document doesn't show: nobody could answer it."""
+        if not (self.body.open.slots or self.awaiting):
+            return False
         slots = self.open_slots()
         return slots != self.awaiting and any(slot.kind is SlotKind.WAIT for slot in slots)
 
     @property
     def pause_asked(self) -> bool:
         """Whether the run is to be set aside."""
+        if self.inbox.empty:
+            return False
         # One that comes after a cancel holds once the cancel is taken.
         pause = self.inbox.find(MessageKind.PAUSE)
         return pause is not None and self.inbox.find(MessageKind.CANCEL) is None
