@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 
 import msgspec
@@ -10,6 +9,7 @@ import msgspec
 from benchmarks.bench import Bench
 from benchmarks.figures import at_least, at_most, median
 from benchmarks.processor import cpu_seconds
+from benchmarks.slots import in_slots
 from benchmarks.workflows import steps
 from streamline import Streamline
 
@@ -42,15 +42,13 @@ async def measure(bench: Bench) -> None:
 
 async def side_by_side(engine: Streamline, runs: int, in_flight: int) -> tuple[float, float]:
     """Return runs per second, and the milliseconds of this process's processor time of a run."""
-    slots = asyncio.Semaphore(in_flight)
 
     async def one() -> None:
-        async with slots:
-            await (await engine.start_run(steps, LENGTH)).result()
+        await (await engine.start_run(steps, LENGTH)).result()
 
     cpu = cpu_seconds()
     began = time.perf_counter()
-    await asyncio.gather(*(one() for _ in range(runs)))
+    await in_slots(one, runs, in_flight)
     seconds = time.perf_counter() - began
     return runs / seconds, (cpu_seconds() - cpu) / runs * 1000
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from benchmarks.peers.marks import handled, holding, went_on, woke_late
 from benchmarks.processor import cpu_seconds
+from benchmarks.slots import in_slots
 
 _LENGTH = 5
 _POLL = 0.005
@@ -57,15 +58,9 @@ class Peer(ABC):
 
     async def throughput(self, runs: int, in_flight: int) -> tuple[float, float]:
         """Return steps per second, and the milliseconds of processor time of a 5-step run."""
-        slots = asyncio.Semaphore(in_flight)
-
-        async def one() -> None:
-            async with slots:
-                await self.run_steps(_LENGTH)
-
         cpu = cpu_seconds()
         began = time.perf_counter()
-        await asyncio.gather(*(one() for _ in range(runs)))
+        await in_slots(lambda: self.run_steps(_LENGTH), runs, in_flight)
         seconds = time.perf_counter() - began
         return runs * _LENGTH / seconds, (cpu_seconds() - cpu) / runs * 1000
 
