@@ -162,11 +162,6 @@ class Execution(BodyRuntime):
         """How the body ended; None while it goes on."""
         return self._outcome
 
-    @property
-    def has_news(self) -> bool:
-        """Whether commands were issued or withdrawn, or a patch taken, that nobody took in yet."""
-        return bool(self.issued or self.withdrawn or self.new_patches)
-
     def take_issued(self) -> list[Command]:
         """Return the commands issued since the last call, that are still open."""
         issued = [command for command in self.issued if self.open.get(command.id) is command]

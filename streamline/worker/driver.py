@@ -243,17 +243,18 @@ class RunDriver:
                 return plan.status
             # A process that stood still for longer than its lease may have lost the run: another
             # may have run these steps, and recorded them. The next renewal tells.
-            suspended = self.held.lost or self.held.lease_is_over
+            now = self._services.clock.now()
+            suspended = self.held.lost or self.held.lease_is_over_at(now)
             if not suspended:
-                await self._start(session, plan)
+                await self._start(session, plan, now)
             if self._draining and not self._board.running:
                 return plan.status
             if not (self._board.facts or self.held.lost):
                 await self._sleep(None if suspended else session.next_due())
 
-    async def _start(self, session: Session, plan: Plan) -> None:
+    async def _start(self, session: Session, plan: Plan, now: datetime) -> None:
         for state in plan.starting:
-            self._board.start(state, session.body)
+            self._board.start(state, session.body, now)
         if plan.calling:
             await self._nursery.start(self.run, session.inbox, plan.calling)
 

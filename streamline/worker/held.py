@@ -49,7 +49,11 @@ class HeldRun:
     @property
     def lease_is_over(self) -> bool:
         """Whether the claim has run out, as far as is known: another worker may have the run."""
-        return self.lease_until is not None and self._services.clock.now() >= self.lease_until
+        return self.lease_is_over_at(self._services.clock.now())
+
+    def lease_is_over_at(self, now: datetime) -> bool:
+        """Whether it has run out at an instant, likewise."""
+        return self.lease_until is not None and now >= self.lease_until
 
     def lease_lost(self) -> LeaseLost:
         """Return the error for a claim that is lost."""

@@ -182,12 +182,15 @@ class Session:
             return None
         if self.body.outcome is not None and not self._winding_up:
             return None
-        if (entry := self._next_message()) is not None or self.inbox.wanted is not None:
-            return entry
-        return self._next_fact() or self._next_timer()
+        if not self.inbox.empty:
+            entry = self._next_message()
+            if entry is not None or self.inbox.wanted is not None:
+                return entry
+        fact = self._next_fact() if self._board.facts else None
+        return fact or self._next_timer()
 
     def _next_message(self) -> Entry | None:
-        taken = None if self.inbox.empty else self.inbox.take(self._ready_slots())
+        taken = self.inbox.take(self._ready_slots())
         if taken is None:
             return None
         message, slot = taken
@@ -237,19 +240,20 @@ class Session:
 
     def _take_commands(self, failures: dict[str, list[Entry]]) -> None:
         """Take in what the body asked for and what it withdrew."""
-        if not self.body.has_news:
-            return
-        steps = [each for each in self.body.take_issued() if isinstance(each, StepCommand)]
-        stored = {attempt.id: attempt for attempt in self.run.attempts} if steps else {}
-        for command in steps:
-            self._board.add(
-                command, failures=failures.get(command.id, ()), stored=stored.get(command.id)
-            )
-        for command_id in self.body.take_withdrawn():
-            self._board.remove(command_id)
-        for patch in self.body.new_patches:
-            self.tail.append(self._entry(patch, EntryKind.PATCH, self._floor))
-        self.body.new_patches.clear()
+        body = self.body
+        if body.issued:
+            stored = {attempt.id: attempt for attempt in self.run.attempts}
+            for command in body.take_issued():
+                if isinstance(command, StepCommand):
+                    known = stored.get(command.id)
+                    self._board.add(command, failures=failures.get(command.id, ()), stored=known)
+        if body.withdrawn:
+            for command_id in body.take_withdrawn():
+                self._board.remove(command_id)
+        if body.new_patches:
+            for patch in body.new_patches:
+                self.tail.append(self._entry(patch, EntryKind.PATCH, self._floor))
+            body.new_patches.clear()
 
     # -- what follows -----------------------------------------------------------------------------
 
@@ -286,10 +290,12 @@ class Session:
 
     def next_due(self) -> datetime | None:
         """Return when the next timer or retry is due."""
-        times = [timer.due for timer in self.body.open.timers.values()]
-        if (retry := self._board.next_retry()) is not None:
-            times.append(retry)
-        return min(times, default=None)
+        retry = self._board.next_retry()
+        timers = self.body.open.timers
+        if not timers:
+            return retry
+        first = min(timer.due for timer in timers.values())
+        return first if retry is None else min(first, retry)
 
     def open_slots(self) -> tuple[Slot, ...]:
         """Return the slots that the body has open."""

@@ -177,9 +177,8 @@ class StepBoard:
 
     # -- attempts ---------------------------------------------------------------------------------
 
-    def start(self, state: StepState, execution: Execution) -> None:
+    def start(self, state: StepState, execution: Execution, now: datetime) -> None:
         """Start the next attempt of a step."""
-        now = self._services.clock.now()
         state.started_at = now
         state.first_started_at = state.first_started_at or now
         state.retry_at = None
