@@ -110,7 +110,7 @@ class Mongod:
 
     def freeze(self) -> None:
         """Suspend it: connections stay open, and nothing answers."""
-        os.kill(self.pid, signal.SIGSTOP)
+        suspend(self.pid)
 
     def thaw(self) -> None:
         """Let it go on after `freeze`."""
@@ -234,6 +234,24 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         return int(probe.getsockname()[1])
+
+
+def suspend(pid: int) -> None:
+    """Stop a process by SIGSTOP; return when each of its threads stands still.
+
+    One thread takes the signal and stops the others; on a busy host that takes some milliseconds.
+    """
+    os.kill(pid, signal.SIGSTOP)
+    while not all(_stands(task) for task in Path(f"/proc/{pid}/task").iterdir()):
+        time.sleep(_POLL_S)
+
+
+def _stands(task: Path) -> bool:
+    try:
+        status = (task / "stat").read_text(errors="replace")
+    except OSError:  # The thread has ended meanwhile.
+        return True
+    return status.rpartition(")")[2].split()[0] in "TtZX"
 
 
 def initiate(name: str, nodes: list[Mongod]) -> None:

@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from pymongo import AsyncMongoClient, uri_parser
 
 from streamline.errors import ServerUnavailable
 from streamline.store.embedded import EmbeddedMongod, find_mongod
-from tests.servers import Mongod
+from streamline.store.embedded.locks import is_locked
+from tests.servers import Mongod, suspend
 
 pytestmark = pytest.mark.mongo
 
@@ -57,6 +58,11 @@ def _command_line(pid: int) -> bytes:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return b""
+
+
+def _has_its_data(path: Path) -> bool:
+    """Tell whether a mongod has taken the data of a directory."""
+    return is_locked(path / "mongodb" / "mongod.lock")
 
 
 def _port(uri: str) -> int:
@@ -199,7 +205,7 @@ async def test_a_port_taken_after_a_crash_loses_nothing(directory: Path) -> None
 async def test_an_unanswering_server_is_an_error_that_names_it(directory: Path) -> None:
     async with EmbeddedMongod(directory):
         (server,) = _servers_on(directory)
-        os.kill(server, signal.SIGSTOP)
+        suspend(server)
         try:
             with pytest.raises(ServerUnavailable, match=f"pid {server}.*gives no answer"):
                 await EmbeddedMongod(directory, startup_timeout="500ms").start()
@@ -207,21 +213,31 @@ async def test_an_unanswering_server_is_an_error_that_names_it(directory: Path) 
             os.kill(server, signal.SIGCONT)
 
 
-async def test_a_start_that_is_cancelled_leaves_nothing(directory: Path) -> None:
-    for delay in (0.05, 0.3):
-        starting = asyncio.create_task(EmbeddedMongod(directory).start())
-        await asyncio.sleep(delay)
-        starting.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await starting
-        async with asyncio.timeout(10):
-            while _servers_on(directory):  # noqa: ASYNC110 - a process ends without an event
-                await asyncio.sleep(0.02)
+@pytest.mark.parametrize("reached", [_servers_on, _has_its_data], ids=["launched", "on its data"])
+async def test_a_start_that_is_cancelled_leaves_nothing(
+    directory: Path, reached: Callable[[Path], object]
+) -> None:
+    starting = asyncio.create_task(EmbeddedMongod(directory).start())
+    while not reached(directory):  # noqa: ASYNC110 - a process begins without an event
+        await asyncio.sleep(0)
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    async with asyncio.timeout(10):
+        while _servers_on(directory):  # noqa: ASYNC110 - a process ends without an event
+            await asyncio.sleep(0.02)
 
 
-async def test_a_start_that_is_too_slow_is_an_error_and_leaves_nothing(directory: Path) -> None:
+async def test_a_start_that_is_too_slow_is_an_error_and_leaves_nothing(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Its mongod is forked and listens, but the launcher stays: nothing tells how fast a host is.
+    slow = tmp_path / "slow-mongod"
+    slow.write_text(f'#!/bin/sh\n"{find_mongod()}" "$@"\nsleep 5\n')
+    slow.chmod(0o755)
+    monkeypatch.setenv("STREAMLINE_MONGOD", str(slow))
     with pytest.raises(ServerUnavailable, match="in time"):
-        await EmbeddedMongod(directory, startup_timeout="200ms").start()
+        await EmbeddedMongod(directory, startup_timeout="2s").start()
     assert _servers_on(directory) == []
 
 

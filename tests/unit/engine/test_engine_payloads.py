@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from engine_support import SECONDS, once_it_waits, until_status
+from engine_support import SECONDS, once_it_waits, until, until_status
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -159,6 +159,7 @@ async def test_a_parked_run_holds_no_encoded_result_that_is_huge(world: Any) -> 
 
     run = await flow.start()
     await until_status(run, Status.WAITING)
+    await until(lambda: world.process.worker.cached == 1)
     driver = world.process.worker._parked.find(run.id)
     assert driver is not None
     session = driver._session
