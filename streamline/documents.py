@@ -174,6 +174,7 @@ class _RunFields(_Part):
     due_at: Instant | None = None
     started_at: Instant | None = None
     ended_at: Instant | None = None
+    ended_by: str | None = None
     expire_after: float | None = None
     expire_at: Instant | None = None
     generation: int = 1

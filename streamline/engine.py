@@ -281,7 +281,7 @@ class Streamline(Engine):
         scheduler = self._worker.scheduler
         while True:
             try:
-                async for notice in store.watch():
+                async for notice in store.watch(besides=self._worker.id):
                     if not notice.run_id:
                         # From here on nothing is missed; what came before is looked for once.
                         scheduler.watched = True

@@ -289,6 +289,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=Tru
     due_at: datetime | None = None
     started_at: datetime | None = None
     ended_at: datetime | None = None
+    ended_by: str | None = None  # the worker that drove it to its end
     expire_after: float | None = None  # seconds from the end to the deletion
     expire_at: datetime | None = None
     generation: int = 1  # +1 with every `continue_as_new`, which empties the journal
@@ -389,6 +390,7 @@ class Commit(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     output: Any = None
     error: Failure | None = None
     ended_at: datetime | None = None
+    ended_by: str | None = None
     expire_at: datetime | None = None
     spilled: bool = False  # whether payloads of the run are, by now, kept outside
     archive: tuple[Entry, ...] = ()  # all entries now in the document, to be moved out of it

@@ -406,11 +406,15 @@ class RunStore(ABC):
     # -- notices ----------------------------------------------------------------------------------
 
     @abstractmethod
-    def watch(self) -> AsyncIterator[Notice]:
+    def watch(self, *, besides: str | None = None) -> AsyncIterator[Notice]:
         """Yield a notice for each change, of any process, that may concern workers or waiters.
 
         That is: a run became due now, got a message, or ended; with `fence` if the same change
         raised it, so that a holder learns at once that it lost the run. First, and whenever changes
         may have been missed, comes a notice without a `run_id`. Ends at once where the store can't
         tell (then callers poll); raises `ServerUnavailable` when the connection fails for good.
+
+        Args:
+            besides: The id of a worker that tells of the ends it brings about itself: they are left
+                out.
         """

@@ -401,8 +401,8 @@ class MemoryStore(RunStore):
 
     # -- notices ----------------------------------------------------------------------------------
 
-    def watch(self) -> AsyncIterator[Notice]:
-        watcher = Watcher()
+    def watch(self, *, besides: str | None = None) -> AsyncIterator[Notice]:
+        watcher = Watcher(besides)
         self._watchers.append(watcher)
         with self.data.lock:
             self.data.watchers.append(watcher)
@@ -478,7 +478,8 @@ class MemoryStore(RunStore):
                 fence=run.fence if raised else None,
             )
             for watcher in self.data.watchers:
-                watcher.put(notice)
+                if run.ended_by is None or run.ended_by != watcher.besides:
+                    watcher.put(notice)
         stored = self._load(run.id)
         assert stored is not None
         return stored

@@ -25,7 +25,8 @@ MAX_DOCUMENT = 16 * 1024 * 1024
 class Watcher:
     """The queue of one `watch`, in the loop that reads it. None ends it."""
 
-    def __init__(self) -> None:
+    def __init__(self, besides: str | None) -> None:
+        self.besides = besides
         self._loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[Notice | None] = asyncio.Queue()
 

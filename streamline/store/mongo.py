@@ -338,8 +338,8 @@ class MongoStore(RunStore):
 
     # -- notices ----------------------------------------------------------------------------------
 
-    def watch(self) -> AsyncIterator[Notice]:
-        return notices.watch(self._connection)
+    def watch(self, *, besides: str | None = None) -> AsyncIterator[Notice]:
+        return notices.watch(self._connection, besides)
 
     # -- what several verbs need ------------------------------------------------------------------
 

@@ -23,11 +23,11 @@ _PAUSE = 0.1
 _logger = logging.getLogger(__name__)
 
 
-async def watch(connection: Connection) -> AsyncIterator[Notice]:
+async def watch(connection: Connection, besides: str | None) -> AsyncIterator[Notice]:
     """Yield notices; see `RunStore.watch`."""
     while True:
         try:
-            stream = await connection.persist(lambda again: _open(connection))
+            stream = await connection.persist(lambda again: _open(connection, besides))
         except OperationFailure as error:
             if error.code == _NO_RIGHT:
                 _logger.warning("No right to watch %s; other processes' changes are polled", RUNS)
@@ -52,10 +52,10 @@ async def watch(connection: Connection) -> AsyncIterator[Notice]:
                 await stream.close()
 
 
-async def _open(connection: Connection) -> AsyncChangeStream[Document]:
+async def _open(connection: Connection, besides: str | None) -> AsyncChangeStream[Document]:
     # Change streams refuse any other read concern, such as one from the user's URI.
     runs = connection.collection(RUNS).with_options(read_concern=ReadConcern("majority"))
-    return await runs.watch(notice_pipeline(), max_await_time_ms=1000)
+    return await runs.watch(notice_pipeline(besides), max_await_time_ms=1000)
 
 
 def _notice(change: Document) -> Notice | None:

@@ -181,8 +181,8 @@ class SealedStore(RunStore):
 
     # -- notices ----------------------------------------------------------------------------------
 
-    def watch(self) -> AsyncIterator[Notice]:
-        return self._notices(self.inner.watch())
+    def watch(self, *, besides: str | None = None) -> AsyncIterator[Notice]:
+        return self._notices(self.inner.watch(besides=besides))
 
     async def _notices(self, notices: AsyncIterator[Notice]) -> AsyncIterator[Notice]:
         async for notice in notices:

@@ -118,7 +118,7 @@ def committed(run: Run, commit: Commit, now: datetime) -> Run:
         changes["journal_base"] = commit.journal_base + len(commit.archive)
     if commit.progress:
         changes["recoveries"] = 0
-    for name in ("output", "error", "ended_at", "expire_at"):
+    for name in ("output", "error", "ended_at", "ended_by", "expire_at"):
         if (value := getattr(commit, name)) is not None:
             changes[name] = value
     if commit.spilled:
@@ -277,6 +277,7 @@ def rewound(run: Run, journal: list[Entry], base: int, now: datetime) -> Run:
         output=None,
         error=None,
         ended_at=None,
+        ended_by=None,
         expire_at=None,
         awaiting=[],
         attempts=[],

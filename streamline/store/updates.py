@@ -251,6 +251,8 @@ def _result_fields(commit: Commit) -> Document:
         fields["error"] = to_builtins(commit.error)
     if commit.ended_at is not None:
         fields["ended_at"] = commit.ended_at
+    if commit.ended_by is not None:
+        fields["ended_by"] = commit.ended_by
     if commit.expire_at is not None:
         fields["expire_at"] = commit.expire_at
     return fields
@@ -383,7 +385,8 @@ def rewind_filter(run_id: str, *, rev: int, fence: int) -> Document:
 
 def rewind_update(journal: object, base: int, now: object) -> Document:
     """Queue an ended run again, with the first part of its journal."""
-    gone = ("output", "error", "ended_at", "expire_at", "awaiting", "attempts", "worker", "claim")
+    result = ("output", "error", "ended_at", "ended_by", "expire_at")
+    gone = (*result, "awaiting", "attempts", "worker", "claim")
     return {
         "$set": {
             "status": Status.QUEUED.value,
@@ -428,14 +431,16 @@ def unpause_update() -> Pipeline:
 # -- notices --------------------------------------------------------------------------------------
 
 
-def notice_pipeline() -> Pipeline:
+def notice_pipeline(besides: str | None) -> Pipeline:
     """Let only those changes through that may concern workers or waiters, and little of each."""
     changed = "updateDescription.updatedFields"
     removed = "updateDescription.removedFields"
-    told = [Status.QUEUED, Status.PAUSED, *sorted(ENDED)]
+    told = [Status.QUEUED.value, Status.PAUSED.value]
+    ends = {f"{changed}.status": {"$in": ENDED_VALUES}}
     updates = [
         {f"{changed}.inbox_seq": {"$exists": True}},
-        {f"{changed}.status": {"$in": [status.value for status in told]}},
+        {f"{changed}.status": {"$in": told}},
+        ends if besides is None else {**ends, f"{changed}.ended_by": {"$ne": besides}},
         {f"{changed}.status": Status.WAITING.value, f"{changed}.due_at": {"$exists": True}},
         {f"{changed}.status": {"$exists": False}, removed: "claim"},  # see EXPIRE_UPDATE
     ]

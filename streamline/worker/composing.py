@@ -71,6 +71,7 @@ def ended(commit: Commit, ending: Ending, run: Run, now: datetime) -> Commit:
         spilled=commit.spilled or isinstance(ending.output, LargePayload),
         error=ending.failure,
         ended_at=now,
+        ended_by=run.worker,
         expire_at=_expiry(run, commit.outbox, now),
     )
 
@@ -102,6 +103,7 @@ def set_aside(run: Run, error: NonDeterminism, now: datetime) -> Commit:
         consumed=(cancel.id,),
         followers=len(run.followers),
         ended_at=now,
+        ended_by=run.worker,
         expire_at=_expiry(run, outbox, now),
         outbox=outbox,
         outbox_due=now + GRACE if outbox else None,
@@ -121,6 +123,7 @@ def failed(run: Run, fence: int, error: StreamlineError, now: datetime) -> Commi
         spilled=run.spilled,
         error=encode_exception(error, code=error.code),
         ended_at=now,
+        ended_by=run.worker,
         expire_at=_expiry(run, outbox, now),
         followers=len(run.followers),
         outbox=outbox,

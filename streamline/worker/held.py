@@ -153,6 +153,7 @@ class HeldRun:
             output=commit.output,
             error=commit.error,
             ended_at=commit.ended_at,
+            ended_by=commit.ended_by,
             expire_at=commit.expire_at,
             recoveries=0 if commit.entries else run.recoveries,
             attempts=list(commit.attempts or ()),

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
 from streamline.model import (
+    CommitResult,
     Entry,
     EntryKind,
     MessageKind,
@@ -403,16 +405,22 @@ async def until(notices: AsyncIterator[Notice], run_id: str, **fields: object) -
     raise AssertionError("the notices ended")
 
 
-async def test_notices_tell_what_other_stores_do(world: World) -> None:
-    watching, acting = await world.store(), await world.store()
-    notices = watching.watch()
-    if not world.has_notices:
-        assert [notice async for notice in notices] == []
-        return
+async def begun(watching: RunStore, acting: RunStore, besides: str | None) -> Any:
+    """Return the notices of a store, once what another does is told."""
+    notices = watching.watch(besides=besides)
     first = asyncio.ensure_future(anext(notices))
     while not first.done():  # a change stream tells of what comes after it was opened
         await acting.create_run(new_run(acting, f"early-{asyncio.get_running_loop().time()}"))
         await asyncio.wait([first], timeout=0.05)
+    return notices
+
+
+async def test_notices_tell_what_other_stores_do(world: World) -> None:
+    watching, acting = await world.store(), await world.store()
+    if not world.has_notices:
+        assert [notice async for notice in watching.watch()] == []
+        return
+    notices = await begun(watching, acting, None)
     run = held_run(acting)
     await acting.create_run(run)
     await acting.create_run(new_run(acting, "queued"))
@@ -431,4 +439,24 @@ async def test_notices_tell_what_other_stores_do(world: World) -> None:
     await acting.create_run(ending := held_run(acting, "ending"))
     await acting.commit(commit_of(ending, Status.DONE))
     await until(notices, "ending", status=Status.DONE, fence=None)
-    await notices.aclose()  # type: ignore[attr-defined]
+    await notices.aclose()
+
+
+async def test_a_worker_is_not_told_of_ends_that_it_tells_itself(world: World) -> None:
+    watching, acting = await world.store(), await world.store()
+    if not world.has_notices:
+        assert [notice async for notice in watching.watch(besides="w1")] == []
+        return
+    notices = await begun(watching, acting, "w1")
+    told = []
+    for run_id, worker in (("mine", "w1"), ("another's", "w2"), ("nobody's", None), ("last", "w2")):
+        await acting.create_run(held := held_run(acting, run_id))
+        commit = commit_of(held, Status.DONE, ended_by=worker)
+        assert await acting.commit(commit) is CommitResult.LANDED
+        assert (await load(acting, run_id)).ended_by == worker
+    async with asyncio.timeout(10):
+        while "last" not in told:
+            notice = await anext(notices)
+            told += [notice.run_id] * (notice.status is Status.DONE)
+    assert told == ["another's", "nobody's", "last"]
+    await notices.aclose()
