@@ -30,11 +30,13 @@ async def _measure(uri: str, chosen: Options, figures: Figures) -> None:
         began = time.monotonic()
         print(f"{part}:", flush=True)
         await PARTS[part](bench)
+        figures.save(chosen.out)  # so that what was measured is there if a later part fails
         print(f"  ({time.monotonic() - began:.0f} s)", flush=True)
     if chosen.dbos:
         figures.part = options.DBOS
         print(f"{options.DBOS}:", flush=True)
         await comparison.measure(bench, chosen.postgres)
+        figures.save(chosen.out)
     await raw.close()
 
 
@@ -53,7 +55,6 @@ async def _main() -> None:
         else:
             async with EmbeddedMongod(directory, cache_gb=_CACHE_GB) as uri:
                 await _measure(uri, chosen, figures)
-    figures.save(chosen.out)
     if chosen.dbos:
         print(report.comparison(figures.rows))
     print(report.targets(figures.rows))
