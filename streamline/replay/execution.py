@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import contextvars
 import copy
+import itertools
 import logging
 import random
 from collections.abc import Coroutine, Iterable, Mapping
@@ -56,6 +57,7 @@ CANCEL = "cancel"  # the id of an entry by which a cancel reaches the body; it a
 DEADLINE = "deadline"  # the name of the timer of the workflow's own timeout
 _ANSWERS = {EntryKind.ATTEMPT: EntryKind.STEP}
 _CALLS = frozenset({EntryKind.STEP, EntryKind.CHILD})
+_AT_ONCE = 100  # entries; as long as the body's loop runs, the garbage collector doesn't
 
 
 class Execution(BodyRuntime):
@@ -87,7 +89,7 @@ class Execution(BodyRuntime):
         self._input: Input | None = run.input
         self._limit = limit
         self._now = run.body_began_at
-        self._loop = ReplayLoop(run.id, self, self._now.timestamp())  # type: ignore[abstract]
+        self._loop = ReplayLoop(run.id, self, self._now)  # type: ignore[abstract]
         self._counts: dict[str, int] = {}
         # By id(): a TimerHandle compares equal to another with the same time and callback.
         self._timers: dict[int, str] = {}
@@ -132,9 +134,13 @@ class Execution(BodyRuntime):
         Raises:
             NonDeterminism: One of them doesn't answer what the body asks for.
         """
-        for entry in entries:
-            self._replaying = True
-            self.apply(entry)
+        left = iter(entries)
+        while some := [*itertools.islice(left, _AT_ONCE)]:
+            with self._loop.entered():
+                for entry in some:
+                    self._replaying = True
+                    self.apply(entry)
+            self.issued[:] = self._still_open()  # what is answered need not be kept any longer
         self._replaying = False
 
     def apply(self, entry: Entry) -> None:
@@ -144,7 +150,7 @@ class Execution(BodyRuntime):
             NonDeterminism: It doesn't answer what the body asks for.
         """
         self._now = entry.at
-        self._loop.advance(entry.at.timestamp())
+        self._loop.advance(entry.at)
         if entry.kind is EntryKind.ATTEMPT:
             self._expect(entry)
         elif entry.kind is EntryKind.MESSAGE and entry.id == CANCEL:
@@ -164,9 +170,12 @@ class Execution(BodyRuntime):
 
     def take_issued(self) -> list[Command]:
         """Return the commands issued since the last call, that are still open."""
-        issued = [command for command in self.issued if self.open.get(command.id) is command]
+        issued = self._still_open()
         self.issued.clear()
         return issued
+
+    def _still_open(self) -> list[Command]:
+        return [command for command in self.issued if self.open.get(command.id) is command]
 
     def take_withdrawn(self) -> list[str]:
         """Return the ids of the commands withdrawn since the last call."""
@@ -202,7 +211,7 @@ class Execution(BodyRuntime):
         if main is None or self._outcome is not None:
             return
         if not main.done():
-            if not self.open or self.open.keys() == {self._deadline_id}:
+            if not self.open or (len(self.open) == 1 and self._deadline_id in self.open):
                 self._outcome = Failed(stuck_error(self.run.id), stuck=True)
         else:
             self._outcome = outcome_of(main, self.run.id, called=self._continued)

@@ -15,8 +15,8 @@ from streamline.worker.identity import WorkerId
 
 _log = logging.getLogger(__name__)
 
-ASK = 1.0
-"""Seconds between questions to the store."""
+ASK = 0.3
+"""Seconds between questions to the store: the longest that a worker goes unknown, dead or alive."""
 GLANCE = 0.1
 """Seconds between looks at the processes."""
 
