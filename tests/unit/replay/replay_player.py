@@ -311,12 +311,27 @@ def replay(recording: Recording, flow: Any = None, upto: int | None = None) -> R
     return Recording(recording.run, flow, journal, turns, execution.outcome, execution)
 
 
+def replay_at_once(recording: Recording) -> Execution:
+    """Replay a recording as a worker does that takes the run over: all entries in one call."""
+    execution = Execution(
+        recording.run, recording.workflow, limit=LIMIT, recorded=recording.journal
+    )
+    played.append(execution)
+    execution.start(replaying=bool(recording.journal))
+    execution.replay(recording.journal)
+    return execution
+
+
 def assert_replays(recording: Recording) -> Recording:
     """Check that a replay asks for the same, in the same order, and ends the same."""
     again = replay(recording)
     assert again.turns == recording.turns
     assert describe(again.outcome) == describe(recording.outcome)
     assert again.execution.context == recording.execution.context
+    at_once = replay_at_once(recording)
+    assert tuple(at_once.open) == again.turns[-1].open
+    assert describe(at_once.outcome) == describe(recording.outcome)
+    assert at_once.context == recording.execution.context
     return again
 
 

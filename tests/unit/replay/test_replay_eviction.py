@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from replay_player import Player, Recording, step, workflow
+from replay_player import Player, Recording, replay_at_once, step, workflow
 
 from streamline import context as run
 
@@ -278,6 +278,20 @@ def test_a_plain_parked_body_is_freed_without_the_collector() -> None:
         assert held[0]() is None
     finally:
         gc.enable()
+
+
+def test_a_long_replay_keeps_no_answered_command_and_restores_what_it_found() -> None:
+    async def body() -> None:
+        for number in range(1000):
+            await effect(str(number))
+
+    recording = _parked(body, entries=250)
+    hooks, passes = sys.get_asyncgen_hooks(), gc.get_stats()[0]["collections"]
+    execution = replay_at_once(recording)
+    assert sys.get_asyncgen_hooks() == hooks
+    assert gc.isenabled()
+    assert gc.get_stats()[0]["collections"] > passes, "the collector had its turn meanwhile"
+    assert [command.id for command in execution.issued] == list(execution.open)
 
 
 def test_eviction_restores_what_it_found() -> None:
