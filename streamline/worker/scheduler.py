@@ -8,7 +8,6 @@ only the net below.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -28,6 +27,12 @@ CLAIM_GRACE = 5.0
 """Seconds that a claim in flight gets when the worker stops."""
 MAX_NAMED = 8
 """Up to so many runs that are known by id are claimed one by one; more are looked for together."""
+
+
+def claim_number(run: Run) -> int:
+    """Return which of its worker's claims a run is under; 0 if the claim's id doesn't tell."""
+    number = (run.claim or "").rpartition("#")[2]
+    return int(number) if number.isdecimal() else 0
 
 
 class Scheduler:
@@ -69,7 +74,8 @@ class Scheduler:
         self._idle_polls = 0
         self._due: datetime | None = None
         self._alarm: Alarm | None = None
-        self._claims = itertools.count(1)
+        self.claims: int = 0
+        """How many this worker has made, of any kind."""
 
     @property
     def idle(self) -> bool:
@@ -107,8 +113,9 @@ class Scheduler:
 
     def new_claim(self) -> Claim:
         """Return a claim with an id of its own."""
+        self.claims += 1
         return Claim(
-            id=f"{self._worker}#{next(self._claims)}",
+            id=f"{self._worker}#{self.claims}",
             worker=self._worker,
             lease=self._lease,
             ahead=self._services.ahead.total_seconds(),

@@ -25,9 +25,10 @@ from streamline.worker.driver import RunDriver
 from streamline.worker.identity import WorkerId
 from streamline.worker.leases import LeaseKeeper
 from streamline.worker.neighbours import Neighbours
+from streamline.worker.overheard import Overheard
 from streamline.worker.parked import ParkedRuns
 from streamline.worker.places import Places
-from streamline.worker.scheduler import Scheduler
+from streamline.worker.scheduler import Scheduler, claim_number
 from streamline.worker.services import Services
 from streamline.worker.sweeper import Sweeper
 
@@ -90,7 +91,7 @@ class Worker:
         self._tasks: dict[str, asyncio.Task[Status | None]] = {}
         self._parked = ParkedRuns(cache_size)
         self._places = Places()
-        self._taken: dict[str, int] = {}  # what inbox of runs out of the cache was heard of since
+        self._overheard = Overheard()
         self._keeper: LeaseKeeper | None = None
         self._background: list[asyncio.Task[None]] = []
         self._stopping = False
@@ -207,9 +208,9 @@ class Worker:
             elif notice.inbox_seq is not None:
                 self._hint(notice.run_id, notice.inbox_seq)
             return
-        if notice.run_id in self._taken:
-            heard = max(self._taken[notice.run_id], notice.inbox_seq or 0)
-            self._taken[notice.run_id] = heard
+        if notice.inbox_seq:
+            claims = self.scheduler.claims
+            self._overheard.note(notice.run_id, notice.inbox_seq, claims=claims)
         if notice.due_at is not None and notice.status is not Status.RUNNING:
             if not self._background or not self._takes(notice.code):
                 return
@@ -240,12 +241,10 @@ class Worker:
         if not self._background or self._room() <= 0 or self._parked.find(run_id) is None:
             return None
         self._places.keep()
-        self._taken[run_id] = 0
         return self._parked.take(run_id)
 
     def put_back(self, driver: RunDriver) -> None:
         """Give back what `take_parked` took: the run was not claimed."""
-        self._taken.pop(driver.id, None)
         self.free_place()
         if self._stopping or driver.id in self._drivers or driver.id in self._parked:
             driver.evict()  # claimed by the scheduler meanwhile, and built anew; or never again
@@ -287,13 +286,10 @@ class Worker:
 
     def wake(self, driver: RunDriver, run: Run) -> None:
         """Go on with a run that `take_parked` took and that was claimed for this worker."""
-        heard = self._taken.pop(driver.id, 0)
         self.free_place()
         if driver.id not in self._drivers and driver.reclaim(run):
             self._announce(run)
             self._hold(driver, run)
-            # What came in after the claim, but before its reply, found the run nowhere.
-            self._hint(driver.id, heard)
         else:
             driver.evict()
             self.fetch(run.id, run.claim)
@@ -391,6 +387,7 @@ class Worker:
         task = asyncio.get_running_loop().create_task(self._drive(driver), name=f"run {run.id}")
         self._tasks[run.id] = task
         task.add_done_callback(lambda done: self._finished(driver, done))
+        self._hint(run.id, self._overheard.since(claim_number(run), run.id))
 
     def _driver_for(self, run: Run) -> RunDriver:
         parked = self._parked.take(run.id)

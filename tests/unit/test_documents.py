@@ -179,6 +179,7 @@ def test_a_document_shows_each_field_of_a_run() -> None:
         due_at=NOW,
         started_at=NOW,
         ended_at=NOW,
+        ended_by="w1",
         expire_after=9.0,
         expire_at=NOW,
         generation=2,

@@ -7,8 +7,9 @@ import asyncio
 import pytest
 from engine_support import SECONDS, until, until_status
 
-from streamline import Status, ValidationError, receive, wait
+from streamline import Status, Streamline, ValidationError, receive, wait
 from streamline.errors import ServerUnavailable
+from streamline.store.memory import MemoryStore
 
 
 @pytest.fixture
@@ -220,3 +221,57 @@ async def test_a_check_that_breaks_down_strands_no_run(world, local, listener):
     assert local.worker._places.kept == 0
     await handle.send("numbers", 1)
     assert await handle.result(SECONDS) == [1]
+
+
+async def test_a_message_between_a_claim_and_its_reply_is_seen(world, local, monkeypatch):
+    """It finds the run claimed, but not driven yet; the reply doesn't have it."""
+
+    @world.step
+    async def endless() -> None:
+        await asyncio.sleep(1000)
+
+    @world.workflow
+    async def woken() -> None:
+        await receive("numbers", type=int)
+        await endless()
+
+    store, between = local.mortal_store, []
+    for verb in (store.claim_due, store.claim_run):
+
+        async def slowly(*args, verb=verb):
+            claimed = await verb(*args)
+            if claimed:
+                between.append(await asyncio.create_task(handle.cancel()))
+            return claimed
+
+        monkeypatch.setattr(store, verb.__name__, slowly)
+    handle = await parked(world, local, woken)
+    store = MemoryStore(world.clock, data=world._shared)
+    async with Streamline(store=store, worker=False, registry=world.registry) as client:
+        await client.handle(handle.id).send("numbers", 1)
+    await until_status(handle, Status.CANCELLED)
+    assert len(between) == 1
+
+
+async def test_a_message_between_a_start_and_its_reply_is_seen(world, local, monkeypatch):
+    """As above: whoever made up the run's id can write to it at once."""
+
+    @world.step
+    async def endless() -> None:
+        await asyncio.sleep(1000)
+
+    @world.workflow
+    async def busy() -> None:
+        await endless()
+
+    store = local.mortal_store
+    create = store.create_run
+
+    async def slowly(*args):
+        created = await create(*args)
+        await asyncio.create_task(local.handle("mine").cancel())
+        return created
+
+    monkeypatch.setattr(store, "create_run", slowly)
+    handle = await busy.options(engine=local, id="mine").start()
+    await until_status(handle, Status.CANCELLED)
