@@ -21,10 +21,11 @@ async def test_a_frozen_worker_writes_nothing_after_it_lost_its_claims(site: Sit
     site.lease = "2s"
     async with site.client() as engine:
         old = await site.work()
-        runs = [
-            await flows.plodding.options(id=f"run-{n}", engine=engine).start(n, 2.0)
-            for n in range(RUNS)
-        ]
+        # So long that the first is at it still when the last has begun, also on a busy host.
+        starts = (
+            flows.plodding.options(id=f"run-{n}", engine=engine).start(n, 5.0) for n in range(RUNS)
+        )
+        runs = await asyncio.gather(*starts)
         await site.until(
             "all are in their long step",
             lambda: site.effects(step="plod", kind="start", pid=old.pid),
