@@ -18,8 +18,9 @@ class Overheard:
 
     def note(self, run_id: str, inbox_seq: int, *, claims: int) -> None:
         """Take in a run's `inbox_seq`, and how many claims the worker has made so far."""
-        self._heard.pop(run_id, None)  # the latest stands last
-        self._heard[run_id] = inbox_seq, claims
+        before, then = self._heard.pop(run_id, (0, claims))  # the latest stands last
+        # Notices come late and out of order; those from before another claim are in its reply.
+        self._heard[run_id] = max(inbox_seq, before) if then == claims else inbox_seq, claims
         if len(self._heard) > LIMIT:
             del self._heard[next(iter(self._heard))]
 

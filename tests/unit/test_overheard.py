@@ -17,6 +17,13 @@ def test_what_was_heard_before_the_claim_is_in_its_reply() -> None:
     assert overheard.since(3, "r") == 0
 
 
+def test_a_late_notice_hides_no_newer_message() -> None:
+    overheard = Overheard()
+    overheard.note("r", 7, claims=3)
+    overheard.note("r", 5, claims=3)
+    assert overheard.since(3, "r") == 7
+
+
 def test_the_latest_is_remembered_of_so_many_runs() -> None:
     overheard = Overheard()
     for number in range(LIMIT + 1):

@@ -22,6 +22,15 @@ def listener(world):
 
 
 @pytest.fixture
+def endless(world):
+    @world.step
+    async def endless() -> None:
+        await asyncio.sleep(1000)
+
+    return endless
+
+
+@pytest.fixture
 def local(world):
     """The engine that sends is the worker, as in an app that does both."""
     return world.process
@@ -182,12 +191,10 @@ async def test_a_start_that_is_cancelled_strands_no_run(world, local, listener):
     assert await world.handle("q").result(SECONDS) == 1
 
 
-async def test_what_comes_in_before_the_claims_reply_is_heard_of(world, local, monkeypatch):
+async def test_what_comes_in_before_the_claims_reply_is_heard_of(
+    world, local, monkeypatch, endless
+):
     """It finds the run neither parked nor driven: whoever takes the run in must look."""
-
-    @world.step
-    async def endless() -> None:
-        await asyncio.sleep(1000)
 
     @world.workflow
     async def listener() -> None:
@@ -223,12 +230,8 @@ async def test_a_check_that_breaks_down_strands_no_run(world, local, listener):
     assert await handle.result(SECONDS) == [1]
 
 
-async def test_a_message_between_a_claim_and_its_reply_is_seen(world, local, monkeypatch):
+async def test_a_message_between_a_claim_and_its_reply_is_seen(world, local, monkeypatch, endless):
     """It finds the run claimed, but not driven yet; the reply doesn't have it."""
-
-    @world.step
-    async def endless() -> None:
-        await asyncio.sleep(1000)
 
     @world.workflow
     async def woken() -> None:
@@ -253,12 +256,8 @@ async def test_a_message_between_a_claim_and_its_reply_is_seen(world, local, mon
     assert len(between) == 1
 
 
-async def test_a_message_between_a_start_and_its_reply_is_seen(world, local, monkeypatch):
+async def test_a_message_between_a_start_and_its_reply_is_seen(world, local, monkeypatch, endless):
     """As above: whoever made up the run's id can write to it at once."""
-
-    @world.step
-    async def endless() -> None:
-        await asyncio.sleep(1000)
 
     @world.workflow
     async def busy() -> None:
