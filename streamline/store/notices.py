@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import suppress
 
 import msgspec
@@ -12,10 +12,10 @@ from pymongo.asynchronous.change_stream import AsyncChangeStream
 from pymongo.errors import InvalidOperation, OperationFailure, PyMongoError
 from pymongo.read_concern import ReadConcern
 
-from streamline.model import Notice
+from streamline.model import Notice, Status
 from streamline.store.connection import Connection, Document, is_transient
 from streamline.store.indexes import RUNS
-from streamline.store.updates import notice_pipeline
+from streamline.store.updates import ENDED_VALUES, Pipeline
 
 _NOT_A_REPLICA_SET = 40573
 _NO_RIGHT = 13
@@ -55,7 +55,7 @@ async def watch(connection: Connection, besides: str | None) -> AsyncIterator[No
 async def _open(connection: Connection, besides: str | None) -> AsyncChangeStream[Document]:
     # Change streams refuse any other read concern, such as one from the user's URI.
     runs = connection.collection(RUNS).with_options(read_concern=ReadConcern("majority"))
-    return await runs.watch(notice_pipeline(besides), max_await_time_ms=1000)
+    return await runs.watch(_pipeline(besides), max_await_time_ms=1000)
 
 
 def _notice(change: Document) -> Notice | None:
@@ -63,3 +63,37 @@ def _notice(change: Document) -> Notice | None:
         return msgspec.convert({"run_id": change["documentKey"]["_id"], **change}, Notice)
     except msgspec.ValidationError:  # not a run of ours; the claim of it will tell
         return None
+
+
+def _pipeline(besides: str | None) -> Pipeline:
+    """Let only those changes through that may concern workers or waiters, and little of each."""
+    changed = "updateDescription.updatedFields"
+    removed = "updateDescription.removedFields"
+    told = [Status.QUEUED.value, Status.PAUSED.value]
+    ends = {f"{changed}.status": {"$in": ENDED_VALUES}}
+    updates = [
+        {f"{changed}.inbox_seq": {"$exists": True}},
+        {f"{changed}.status": {"$in": told}},
+        ends if besides is None else {**ends, f"{changed}.ended_by": {"$ne": besides}},
+        {f"{changed}.status": Status.WAITING.value, f"{changed}.due_at": {"$exists": True}},
+        {f"{changed}.status": {"$exists": False}, removed: "claim"},  # see `updates.EXPIRE_UPDATE`
+    ]
+    inserts = {"fullDocument.status": {"$ne": Status.RUNNING.value}}
+    return [
+        {
+            "$match": {
+                "$or": [
+                    {"operationType": {"$in": ["insert", "replace"]}, **inserts},
+                    {"operationType": "update", "$or": updates},
+                ]
+            }
+        },
+        {"$project": {"documentKey": 1, **dict(_noticed(changed))}},
+    ]
+
+
+def _noticed(changed: str) -> Iterable[tuple[str, Document | str]]:
+    yield "code", "$fullDocument.code"
+    yield "fence", f"${changed}.fence"
+    for name in ("status", "due_at", "inbox_seq"):
+        yield name, {"$ifNull": [f"${changed}.{name}", f"$fullDocument.{name}"]}

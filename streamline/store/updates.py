@@ -6,7 +6,7 @@ within `$literal`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
@@ -121,7 +121,7 @@ def dead_holder_filter(worker: str) -> Document:
 
 
 EXPIRE_UPDATE: Pipeline = [
-    # Without its `claim` the change can be told from a renewal in the change stream.
+    # Without its `claim` the change can be told from a renewal in the change stream (`notices.py`).
     {"$set": {"due_at": "$$NOW"}},
     {"$unset": "claim"},
 ]
@@ -426,40 +426,3 @@ def unpause_update() -> Pipeline:
         "updated_at": "$$NOW",
     }
     return [{"$set": fields}]
-
-
-# -- notices --------------------------------------------------------------------------------------
-
-
-def notice_pipeline(besides: str | None) -> Pipeline:
-    """Let only those changes through that may concern workers or waiters, and little of each."""
-    changed = "updateDescription.updatedFields"
-    removed = "updateDescription.removedFields"
-    told = [Status.QUEUED.value, Status.PAUSED.value]
-    ends = {f"{changed}.status": {"$in": ENDED_VALUES}}
-    updates = [
-        {f"{changed}.inbox_seq": {"$exists": True}},
-        {f"{changed}.status": {"$in": told}},
-        ends if besides is None else {**ends, f"{changed}.ended_by": {"$ne": besides}},
-        {f"{changed}.status": Status.WAITING.value, f"{changed}.due_at": {"$exists": True}},
-        {f"{changed}.status": {"$exists": False}, removed: "claim"},  # see EXPIRE_UPDATE
-    ]
-    inserts = {"fullDocument.status": {"$ne": Status.RUNNING.value}}
-    return [
-        {
-            "$match": {
-                "$or": [
-                    {"operationType": {"$in": ["insert", "replace"]}, **inserts},
-                    {"operationType": "update", "$or": updates},
-                ]
-            }
-        },
-        {"$project": {"documentKey": 1, **dict(_noticed(changed))}},
-    ]
-
-
-def _noticed(changed: str) -> Iterable[tuple[str, Document | str]]:
-    yield "code", "$fullDocument.code"
-    yield "fence", f"${changed}.fence"
-    for name in ("status", "due_at", "inbox_seq"):
-        yield name, {"$ifNull": [f"${changed}.{name}", f"$fullDocument.{name}"]}
