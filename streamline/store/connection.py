@@ -34,6 +34,7 @@ from tenacity import AsyncRetrying, retry_if_exception, wait_random_exponential
 from streamline.clock import SystemClock
 from streamline.codec import CODEC_OPTIONS
 from streamline.errors import ServerUnavailable
+from streamline.store.patience import Patience
 
 T = TypeVar("T")
 Document = dict[str, Any]
@@ -86,6 +87,7 @@ class Connection:
     def __init__(self, address: str | AsyncDatabase[Any], *, timeout: timedelta) -> None:
         self.timeout: float = timeout.total_seconds()
         self.clock: SystemClock = SystemClock()
+        self._patience = Patience(self.timeout)
         self._uri = address if isinstance(address, str) else None
         self._given = None if isinstance(address, str) else address
         self._database: AsyncDatabase[Document] | None = None
@@ -159,33 +161,33 @@ class Connection:
             if self._failure is not None and self._failed_at > max(came, self._answered_at):
                 # Found silent meanwhile: not each of a crowd after a timeout of its own.
                 raise ServerUnavailable(str(self._failure)) from self._failure
-            try:
-                return await self._persist_in_crowd(operation)
-            except ServerUnavailable as error:
-                if time.monotonic() - self._answered_at > self.timeout / 2:
-                    self._failure, self._failed_at = error, time.monotonic()
-                raise
+            tries = 0
+            while True:
+                began = time.monotonic()
+                try:
+                    result = await self._persist(operation, again=tries > 0)
+                except ServerUnavailable as error:
+                    tries += 1
+                    if not self._goes_on(error, began, tries):
+                        raise
+                else:
+                    self._answered_at = time.monotonic()
+                    return result
 
-    async def _persist_in_crowd(self, operation: Callable[[bool], Awaitable[T]]) -> T:
-        for again in range(_CROWD_TRIES):
-            began = time.monotonic()
-            try:
-                result = await self._persist(operation, again=again > 0)
-            except ServerUnavailable:
-                now = time.monotonic()
-                refused = now - began < self.timeout * 0.9
-                if refused or now - self._answered_at > self.timeout / 2:
-                    raise
-            else:
-                self._answered_at = time.monotonic()
-                return result
-        return await self._persist(operation, again=True)
+    def _goes_on(self, error: ServerUnavailable, began: float, tries: int) -> bool:
+        """Whether a call that failed was only one of too many, and is to be tried again."""
+        now = time.monotonic()
+        if now - self._answered_at > self.timeout / 2:
+            self._failure, self._failed_at = error, now
+            return False
+        refused = now - began < self.timeout * 0.9
+        return not refused and tries <= _CROWD_TRIES
 
     async def _persist(self, operation: Callable[[bool], Awaitable[T]], *, again: bool) -> T:
         last: PyMongoError | None = None
-        limit = asyncio.timeout(self.timeout)
+        call = self._patience.call()
         try:
-            async with limit:
+            with call:
                 try:
                     return await operation(again)
                 except PyMongoError as error:
@@ -211,7 +213,7 @@ class Connection:
             # PyMongo (4.20), cancelled while it waits for a primary, raises this instead.
             if "Lock is not acquired" not in str(error):
                 raise
-            if limit.expired():
+            if call.expired:
                 self._unavailable(last or error)
             raise asyncio.CancelledError from error
         raise AssertionError("unreachable")

@@ -81,12 +81,14 @@ class CommitGroup:
                 # Only a lone statement is this large; see Writer.
                 outcomes.update((i, too_large(statements[i].commit.run_id, error)) for i in left)
                 return
-            unclear = _sort_errors(
-                reply, left, outcomes, [each.commit.run_id for each in statements]
-            )
+            if reply["n"] == len(left):  # as nearly always
+                outcomes.update(dict.fromkeys(left, CommitResult.LANDED))
+                return
+            run_ids = [each.commit.run_id for each in statements]
+            unclear = _sort_errors(reply, left, outcomes, run_ids)
             done = [index for index in left if index not in outcomes and index not in unclear]
             if reply["n"] == len(done):
-                outcomes.update((index, CommitResult.LANDED) for index in done)
+                outcomes.update(dict.fromkeys(done, CommitResult.LANDED))
             else:
                 commits = {index: statements[index].commit for index in done}
                 outcomes.update(await self._tell_apart(commits))
@@ -124,10 +126,12 @@ class InsertGroup:
             except DocumentTooLarge as error:
                 outcomes.update((i, too_large(statements[i].run_id, error)) for i in left)
                 return
+            if reply["n"] == len(left):  # as nearly always
+                outcomes.update(dict.fromkeys(left, True))
+                return
             unclear = _sort_errors(reply, left, outcomes, [each.run_id for each in statements])
-            outcomes.update(
-                (index, True) for index in left if index not in outcomes and index not in unclear
-            )
+            done = [index for index in left if index not in outcomes and index not in unclear]
+            outcomes.update(dict.fromkeys(done, True))
             _raise_if(unclear)
 
         await self._connection.persist(attempt)

@@ -87,6 +87,7 @@ class Worker:
         self._on_ended = on_ended
         self._on_lost = on_lost
         self._threaded = threaded
+        self._polls = polls
         self._drivers: dict[str, RunDriver] = {}
         self._tasks: dict[str, asyncio.Task[Status | None]] = {}
         self._parked = ParkedRuns(cache_size)
@@ -122,12 +123,13 @@ class Worker:
                 loop.create_task(self.courier.run(), name="streamline-courier"),
             ]
             if self._threaded:
-                neighbours = Neighbours(self._services.store, self.id, self.scheduler.notice_due)
                 sweeper = Sweeper(self._services.store)
-                self._background += [
-                    loop.create_task(neighbours.watch(), name="streamline-neighbours"),
-                    loop.create_task(sweeper.run(), name="streamline-sweeper"),
-                ]
+                self._background.append(loop.create_task(sweeper.run(), name="streamline-sweeper"))
+            if self._threaded and self._polls:  # in memory, all workers are this process's
+                neighbours = Neighbours(self._services.store, self.id, self.scheduler.notice_due)
+                self._background.append(
+                    loop.create_task(neighbours.watch(), name="streamline-neighbours")
+                )
 
     async def stop(self, drain: float) -> None:
         """Stop: no new claims; running steps get `drain` seconds; then claims are handed back."""
