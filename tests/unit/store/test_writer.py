@@ -105,6 +105,26 @@ async def test_a_crowd_is_shared_out_over_the_writes_in_flight() -> None:
     await asyncio.gather(*crowd)
 
 
+@pytest.mark.parametrize("few", [1, COMPANY // 4])
+async def test_a_write_leaves_no_few_behind(few: int) -> None:
+    server = Server()
+    writer: Writer[Item, int] = Writer(server.send)
+
+    async def groups_of(number: int) -> list[int]:
+        server.gate.clear()
+        server.groups.clear()
+        crowd = [asyncio.create_task(writer.write(Item(each))) for each in range(number)]
+        await turns()
+        groups = [len(group) for group in server.groups]
+        server.gate.set()
+        await asyncio.gather(*crowd)
+        return groups
+
+    await groups_of(3)  # from now on it expects company
+    assert await groups_of(COMPANY + few) == [COMPANY + few]
+    assert await groups_of(2 * COMPANY + few) == [COMPANY + (few + 1) // 2, COMPANY + few // 2]
+
+
 async def test_a_few_wait_for_company_while_others_are_in_flight() -> None:
     server = Server()
     writer: Writer[Item, int] = Writer(server.send)
