@@ -120,7 +120,7 @@ class Control(RunControl):
         return decode(output, returns, what=f"the output of run {run.id!r}")
 
     async def _ended(self, run_id: str, timeout: float | None) -> Run:
-        if not self._worker.holds(run_id):
+        if not self._worker.drivers.holds(run_id):
             run = await self._load(run_id, head=True)
             # Read again: an end that isn't durable yet may still be undone, and is waited for.
             if run.status.ended and (found := await self._store.load_ended([run_id])):
@@ -223,7 +223,7 @@ class Control(RunControl):
         self._check_reason(reason, run_id)
         error = _cancelled(run_id, reason)
         if await self._store.terminate(run_id, encode_exception(error, code=error.code)):
-            self._worker.lose(run_id)
+            self._worker.drivers.lose(run_id)
             await self._tell_cancelled(run_id, error)
             await self._worker.courier.deliver(run_id)
             return

@@ -272,7 +272,7 @@ class Streamline(Engine):
         return self._worker is not None and self._worker.scheduler.watched
 
     def _is_held(self, run_id: str) -> bool:
-        return self._worker is not None and self._worker.holds(run_id)
+        return self._worker is not None and self._worker.drivers.holds(run_id)
 
     async def _watch(self, store: RunStore) -> None:
         """Pass on what the store notices of other processes, for as long as it can tell."""

@@ -28,7 +28,7 @@ from streamline.codec import (
     type_reference,
 )
 from streamline.definitions import Step, Workflow
-from streamline.errors import PayloadTooLarge, StepNotFound, ValidationError
+from streamline.errors import PayloadTooLarge, ValidationError
 from streamline.model import Entry, EntryKind, Input, Run, Slot, SlotKind
 from streamline.replay.children import Children, Request
 from streamline.replay.commands import (
@@ -38,8 +38,6 @@ from streamline.replay.commands import (
     StepCommand,
     TimerCommand,
     detach,
-    is_sleep,
-    timer_due,
 )
 from streamline.replay.continuing import ContinueAsNew, outcome_of
 from streamline.replay.deadline import Deadline
@@ -49,12 +47,13 @@ from streamline.replay.forbidden import stuck_error
 from streamline.replay.loop import ReplayLoop
 from streamline.replay.opened import OpenCommands
 from streamline.replay.outcome import Failed, Outcome
+from streamline.replay.outputs import Outputs
+from streamline.replay.timers import Timers
 from streamline.runtime import BodyRuntime, enter_runtime
 
 _log = logging.getLogger(__name__)
 
 CANCEL = "cancel"  # the id of an entry by which a cancel reaches the body; it answers no command
-DEADLINE = "deadline"  # the name of the timer of the workflow's own timeout
 _ANSWERS = {EntryKind.ATTEMPT: EntryKind.STEP}
 _CALLS = frozenset({EntryKind.STEP, EntryKind.CHILD})
 _AT_ONCE = 100  # entries; as long as the body's loop runs, the garbage collector doesn't
@@ -91,15 +90,11 @@ class Execution(BodyRuntime):
         self._now = run.body_began_at
         self._loop = ReplayLoop(run.id, self, self._now)  # type: ignore[abstract]
         self._counts: dict[str, int] = {}
-        # By id(): a TimerHandle compares equal to another with the same time and callback.
-        self._timers: dict[int, str] = {}
-        self._outputs: dict[str, tuple[Any, Any]] = {}
+        self._outputs = Outputs(run.id)
         self._context: dict[str, Any] = copy.deepcopy(run.input.context)
         self._main: asyncio.Task[Any] | None = None
-        what = f"run {run.id!r} of {workflow!r}"
-        since, limited = run.began_at.timestamp(), workflow.timeout
-        self._deadline = None if limited is None else Deadline(limited, since, what)
-        self._deadline_id = ""
+        self._deadline = _deadline_of(run, workflow)
+        self._timers = Timers(self._deadline, self._next_id)
         self._outcome: Outcome | None = None
         self._continued = False
         self._replaying = False
@@ -211,7 +206,7 @@ class Execution(BodyRuntime):
         if main is None or self._outcome is not None:
             return
         if not main.done():
-            if not self.open or (len(self.open) == 1 and self._deadline_id in self.open):
+            if not self.open or (len(self.open) == 1 and self._timers.deadline_id in self.open):
                 self._outcome = Failed(stuck_error(self.run.id), stuck=True)
         else:
             self._outcome = outcome_of(main, self.run.id, called=self._continued)
@@ -240,7 +235,7 @@ class Execution(BodyRuntime):
             # Copied: what the body does to what it finds there must not reach the journal.
             self._context.update(copy.deepcopy(entry.context))
         if isinstance(command, TimerCommand):
-            self._timers.pop(id(command.handle), None)
+            self._timers.forget(command.handle)
             self._loop.fire(command.handle)
         elif isinstance(command, StepCommand):
             self._resolve_step(entry, command)
@@ -262,7 +257,7 @@ class Execution(BodyRuntime):
             value = decode(entry.value, returns, what=what)
         except ValidationError as error:
             raise retyped(self.run, entry, self.position, error) from error
-        self._outputs[entry.id] = (kept(entry.value), returns)
+        self._outputs.add(entry.id, entry.value, returns)
         command.future.set_result(value)
 
     def _resolve_slot(self, entry: Entry, command: SlotCommand) -> None:
@@ -399,14 +394,10 @@ class Execution(BodyRuntime):
     # -- the loop's owner -------------------------------------------------------------------------
 
     def timer_armed(self, handle: asyncio.TimerHandle) -> None:
-        id_ = self._next_id(self._timer_name(handle))
-        if self._is_deadline(handle):
-            self._deadline_id = id_
-        self._timers[id(handle)] = id_
-        self._issue(TimerCommand(id=id_, due=timer_due(handle), handle=handle))
+        self._issue(self._timers.arm(handle))
 
     def timer_cancelled(self, handle: asyncio.TimerHandle) -> None:
-        id_ = self._timers.pop(id(handle), None)
+        id_ = self._timers.forget(handle)
         if id_ is not None:
             self._withdraw(id_)
 
@@ -420,15 +411,6 @@ class Execution(BodyRuntime):
         if self._replaying:
             return
         _log.warning("run %r: %s", self.run.id, message, exc_info=error)
-
-    def _timer_name(self, handle: asyncio.TimerHandle) -> str:
-        if self._is_deadline(handle):
-            return DEADLINE
-        return "sleep" if is_sleep(handle) else "timeout"
-
-    def _is_deadline(self, handle: asyncio.TimerHandle) -> bool:
-        callback = handle._callback  # type: ignore[attr-defined]
-        return self._deadline is not None and callback == self._deadline.pass_
 
     # -- what the body asks (BodyRuntime) ---------------------------------------------------------
 
@@ -447,21 +429,7 @@ class Execution(BodyRuntime):
         self._context.update(encode(dict(changes), what=what, limit=self._limit))
 
     def output_of(self, step_id: str) -> Any:
-        if step_id not in self._outputs:
-            raise StepNotFound(
-                f"run {self.run.id!r} has no recorded output of step {step_id!r}",
-                run_id=self.run.id,
-                step=step_id,
-            )
-        encoded, returns = self._outputs[step_id]
-        if isinstance(encoded, Dropped):
-            raise PayloadTooLarge(
-                f"the output of step {step_id!r} of run {self.run.id!r}, {encoded.size:,} bytes, "
-                "is too large to be asked for again; pass it on as an argument",
-                run_id=self.run.id,
-                step=step_id,
-            )
-        return decode(encoded, returns, what=f"the output of {step_id!r}")
+        return self._outputs.of(step_id)
 
     def workflow_input(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         what = f"the input of run {self.run.id!r} of workflow {self.run.workflow!r}"
@@ -495,3 +463,9 @@ class Execution(BodyRuntime):
         given = self.workflow.signature.encode_input(args, kwargs, what=what, limit=self._limit)
         self._continued = True
         raise ContinueAsNew(given)
+
+
+def _deadline_of(run: Run, workflow: Workflow[..., Any]) -> Deadline | None:
+    if workflow.timeout is None:
+        return None
+    return Deadline(workflow.timeout, run.began_at.timestamp(), f"run {run.id!r} of {workflow!r}")

@@ -13,13 +13,11 @@ from typing import Any
 
 import bson
 import msgspec
-from bson.objectid import ObjectId
 
 from streamline.clock import Clock, SystemClock
 from streamline.codec import CODEC_OPTIONS, Failure, PayloadRef
 from streamline.errors import DataCorruption
 from streamline.model import (
-    CONTROL,
     Claim,
     Commit,
     CommitResult,
@@ -34,28 +32,21 @@ from streamline.model import (
 from streamline.outbox import readable
 from streamline.store.base import GONE_AFTER, Outbox, Renewal, RunStore, check_in_time, is_late
 from streamline.store.encoding import (
-    SET_ASIDE_REMOVES,
     Document,
     entries_from,
     from_document,
-    references_of,
-    salvage,
-    set_aside_fields,
-    set_aside_outbox,
     settled_document,
     to_builtins,
-    to_document,
 )
 from streamline.store.memory_data import MemoryData, Watcher
+from streamline.store.memory_runs import MemoryRuns
 from streamline.store.transitions import (
     cancelled,
     claimed,
     committed,
     followed,
     has_landed,
-    is_open,
     is_parked_as,
-    is_pending,
     moved_on,
     posted,
     released,
@@ -88,8 +79,8 @@ class MemoryStore(RunStore):
     ) -> None:
         self.clock: Clock = clock or SystemClock()
         self.data: MemoryData = MemoryData() if data is None else data
+        self._runs = MemoryRuns(self.data, self.clock, inbox_limit=inbox_limit)
         self.on_commit: Callable[[Commit], None] | None = None
-        self._inbox_limit = inbox_limit
         self._severed = False
         self._watchers: list[Watcher] = []
 
@@ -110,15 +101,15 @@ class MemoryStore(RunStore):
     async def create_run(self, run: Run) -> tuple[Run, bool]:
         await self._alive()
         with self.data.lock:
-            if (stored := self._load(run.id)) is not None:
+            if (stored := self._runs.load(run.id)) is not None:
                 return _change(stored, journal=[]), same_creation(stored, run)
             check_in_time(run.input.payload, run.id, self.clock.now())
-            return self._put(run), True
+            return self._runs.put(run), True
 
     async def replace_run(self, run: Run, *, rev: int, fence: int) -> bool:
         await self._alive()
         with self.data.lock:
-            stored = self._load(run.id)
+            stored = self._runs.load(run.id)
             if stored is None or not stored.status.ended or stored.outbox:
                 return False
             if (stored.rev, stored.fence) != (rev, fence):
@@ -126,7 +117,7 @@ class MemoryStore(RunStore):
             check_in_time(run.input.payload, run.id, self.clock.now())
             self.data.archives.pop(run.id, None)
             self.data.payloads.look(run.id, self.clock.now())
-            self._put(run)
+            self._runs.put(run)
             return True
 
     # -- reading ----------------------------------------------------------------------------------
@@ -136,7 +127,7 @@ class MemoryStore(RunStore):
     ) -> Run | None:
         await self._alive()
         with self.data.lock:
-            run = self._load(run_id)
+            run = self._runs.load(run_id)
             if run is None:
                 return None
             left_out: dict[str, Any] = {} if journal else {"journal": [], "past": None}
@@ -157,7 +148,7 @@ class MemoryStore(RunStore):
     async def load_ended(self, run_ids: Sequence[str]) -> list[Run]:
         await self._alive()
         with self.data.lock:
-            found = (self._load_leniently(run_id) for run_id in run_ids)
+            found = (self._runs.load_leniently(run_id) for run_id in run_ids)
             return [_head(run) for run in found if run and run.status.ended]
 
     async def next_due(self, codes: Sequence[str]) -> datetime | None:
@@ -189,35 +180,35 @@ class MemoryStore(RunStore):
         inbox_seq: dict[str, int] = {}
         with self.data.lock:
             for run_id, fence in held.items():
-                run = None if self._severed else self._held(run_id, fence)
+                run = None if self._severed else self._runs.held(run_id, fence)
                 if run is None or run.worker != worker:
                     lost.add(run_id)
                     continue
-                self._put(_change(run, due_at=self.clock.now() + timedelta(seconds=lease)))
+                self._runs.put(_change(run, due_at=self.clock.now() + timedelta(seconds=lease)))
                 inbox_seq[run_id] = run.inbox_seq
         return Renewal(lost=frozenset(lost), inbox_seq=inbox_seq)
 
     async def release(self, run_id: str, fence: int, *, faulty: bool = False) -> bool:
         await self._alive()
         with self.data.lock:
-            if (run := self._held(run_id, fence)) is None:
+            if (run := self._runs.held(run_id, fence)) is None:
                 return False
-            self._put(released(run, self.clock.now(), faulty=faulty))
+            self._runs.put(released(run, self.clock.now(), faulty=faulty))
             return True
 
     async def claim_holders(self) -> list[str]:
         await self._alive()
         with self.data.lock:
-            return sorted({run.worker for run in self._runs() if run.worker is not None})
+            return sorted({run.worker for run in self._runs.all() if run.worker is not None})
 
     async def expire_claims(self, worker: str) -> int:
         await self._alive()
         with self.data.lock:
             now = self.clock.now()
-            held = (run for run in self._runs() if run.worker == worker)
+            held = (run for run in self._runs.all() if run.worker == worker)
             dead = [run for run in held if run.due_at is not None and run.due_at > now]
             for run in dead:
-                self._put(_change(run, due_at=now, claim=None))
+                self._runs.put(_change(run, due_at=now, claim=None))
             return len(dead)
 
     # -- advancing --------------------------------------------------------------------------------
@@ -225,17 +216,17 @@ class MemoryStore(RunStore):
     async def commit(self, commit: Commit) -> CommitResult:
         await self._alive()
         with self.data.lock:
-            run = self._load(commit.run_id)
+            run = self._runs.load(commit.run_id)
             if run is not None and has_landed(
                 commit, fence=run.fence, rev=run.rev, generation=run.generation
             ):
                 return CommitResult.LANDED
-            run = self._held(commit.run_id, commit.fence)
+            run = self._runs.held(commit.run_id, commit.fence)
             if run is None or run.rev != commit.rev:
                 return CommitResult.LOST
             if moved_on(run, commit):
                 return CommitResult.INBOX_MOVED
-            self._put(committed(run, commit, self.clock.now()))
+            self._runs.put(committed(run, commit, self.clock.now()))
             if commit.continuation is not None:
                 self.data.archives.pop(run.id, None)
                 self.data.payloads.look(commit.run_id, self.clock.now())
@@ -253,13 +244,13 @@ class MemoryStore(RunStore):
     async def heartbeat(self, run_id: str, fence: int, step: str, details: object) -> bool:
         await self._alive()
         with self.data.lock:
-            if (run := self._held(run_id, fence)) is None:
+            if (run := self._runs.held(run_id, fence)) is None:
                 return False
             attempts = [
                 _change(attempt, heartbeat=details) if attempt.id == step else attempt
                 for attempt in run.attempts
             ]
-            self._put(_change(run, attempts=attempts))
+            self._runs.put(_change(run, attempts=attempts))
             return True
 
     # -- messages and control ---------------------------------------------------------------------
@@ -267,13 +258,13 @@ class MemoryStore(RunStore):
     async def post(self, run_id: str, message: Message, *, slot: str | None = None) -> PostResult:
         await self._alive()
         with self.data.lock:
-            run = self._load(run_id)
+            run = self._runs.load(run_id)
             if run is None:
                 return PostResult.NO_RUN
-            if (reason := self._refusal(run, message, slot)) is not None:
+            if (reason := self._runs.refusal(run, message, slot)) is not None:
                 return reason
             check_in_time(message.payload, run_id, self.clock.now())
-            self._put(posted(run, message, slot, self.clock.now()))
+            self._runs.put(posted(run, message, slot, self.clock.now()))
             return PostResult.POSTED
 
     async def post_to_parked(
@@ -281,49 +272,53 @@ class MemoryStore(RunStore):
     ) -> Run | None:
         await self._alive()
         with self.data.lock:
-            run = self._load(parked.id)
-            if run is None or not is_parked_as(run, parked) or self._refusal(run, message, slot):
+            run = self._runs.load(parked.id)
+            if (
+                run is None
+                or not is_parked_as(run, parked)
+                or self._runs.refusal(run, message, slot)
+            ):
                 return None
             now = self.clock.now()
             if is_late(message.payload, now):
                 return None
             woken = claimed(posted(run, message, slot, now), claim, now)
             assert woken is not None
-            return _change(self._put(woken), journal=[])
+            return _change(self._runs.put(woken), journal=[])
 
     async def cancel_unstarted(self, run_id: str, error: Failure) -> bool:
         await self._alive()
         with self.data.lock:
-            run = self._load(run_id)
+            run = self._runs.load(run_id)
             if run is None or run.fence or run.status not in (Status.DRAFT, Status.QUEUED):
                 return False
-            self._end(cancelled(run, error, self.clock.now(), fence=0))
+            self._runs.end(cancelled(run, error, self.clock.now(), fence=0))
             return True
 
     async def terminate(self, run_id: str, error: Failure) -> bool:
         await self._alive()
         with self.data.lock:
-            run = self._load(run_id)
+            run = self._runs.load(run_id)
             if run is None or run.status.ended:
                 return False
-            self._end(cancelled(run, error, self.clock.now(), fence=run.fence + 1))
+            self._runs.end(cancelled(run, error, self.clock.now(), fence=run.fence + 1))
             return True
 
     async def unpause(self, run_id: str) -> bool:
         await self._alive()
         with self.data.lock:
-            run = self._load(run_id)
+            run = self._runs.load(run_id)
             if run is None:
                 return False
             if (after := unpaused(run, self.clock.now())) is None:
                 return False
-            self._put(after)
+            self._runs.put(after)
             return True
 
     async def rewind_run(self, run: Run, kept: Sequence[Entry]) -> bool:
         await self._alive()
         with self.data.lock:
-            stored = self._load(run.id)
+            stored = self._runs.load(run.id)
             if stored is None or (stored.rev, stored.fence) != (run.rev, run.fence):
                 return False
             if stored.status not in (Status.DONE, Status.FAILED):
@@ -332,7 +327,7 @@ class MemoryStore(RunStore):
             if stored.journal_base:
                 archive = {index: _copy(entry) for index, entry in enumerate(kept[:base])}
                 self.data.archives[run.id] = archive
-            self._put(rewound(stored, [_copy(e) for e in kept[base:]], base, self.clock.now()))
+            self._runs.put(rewound(stored, [_copy(e) for e in kept[base:]], base, self.clock.now()))
             self.data.payloads.look(run.id, self.clock.now())
             return True
 
@@ -359,17 +354,17 @@ class MemoryStore(RunStore):
         await self._alive()
         now = self.clock.now()
         with self.data.lock:
-            return sum(self._sweep(key, now) for key in self.data.payloads.due(now))
+            return sum(self._runs.sweep_payload(key) for key in self.data.payloads.due(now))
 
     # -- telling other runs -----------------------------------------------------------------------
 
     async def follow(self, run_id: str, follower: str) -> Run | None:
         await self._alive()
         with self.data.lock:
-            if (run := self._load(run_id)) is None:
+            if (run := self._runs.load(run_id)) is None:
                 return None
             if (after := followed(run, follower, self.clock.now())) is not run:
-                run = self._put(after)
+                run = self._runs.put(after)
             return _change(run, journal=[], inbox=[])
 
     async def load_outboxes(self, codes: Sequence[str], limit: int) -> list[Outbox]:
@@ -397,7 +392,7 @@ class MemoryStore(RunStore):
             except DataCorruption:  # it was set aside, and expires never
                 self.data.put(settled_document(document, sent, again_at))
             else:
-                self._end(settled(run, sent, again_at))
+                self._runs.end(settled(run, sent, again_at))
 
     # -- notices ----------------------------------------------------------------------------------
 
@@ -419,108 +414,23 @@ class MemoryStore(RunStore):
             with self.data.lock:
                 self.data.watchers.remove(watcher)
 
-    # -- within the lock --------------------------------------------------------------------------
+    # -- what several verbs need ------------------------------------------------------------------
 
     async def _alive(self) -> None:
         if self._severed:
             await asyncio.get_running_loop().create_future()
 
-    def _load(self, run_id: str) -> Run | None:
-        document = self.data.get(run_id)
-        return None if document is None else from_document(document)
-
-    def _end(self, run: Run) -> None:
-        self._put(run)
-        if run.expire_at is not None:
-            self.data.payloads.look(run.id, run.expire_at + GONE_AFTER)
-
-    def _sweep(self, key: ObjectId, now: datetime) -> bool:
-        payloads = self.data.payloads
-        run = self._load_leniently(payloads.kept[key].run_id)
-        referred = run is not None and key in self._referred(run)
-        return payloads.judge(key, run, referred, now)
-
-    def _referred(self, run: Run) -> set[ObjectId]:
-        archived = self.data.archives.get(run.id, {}).values()
-        values = [*references_of(run), *(entry.value for entry in archived)]
-        return {value.payload for value in values if isinstance(value, PayloadRef)}
-
-    def _load_leniently(self, run_id: str) -> Run | None:
-        try:
-            return self._load(run_id)
-        except DataCorruption as error:
-            return salvage(self.data.get(run_id) or {}, error, self.clock.now())
-
-    def _runs(self) -> list[Run]:
-        found = (self._load_leniently(run_id) for run_id in self.data.ids())
-        return [run for run in found if run is not None]
-
-    def _held(self, run_id: str, fence: int) -> Run | None:
-        run = self._load(run_id)
-        if run is None or run.status is not Status.RUNNING or run.fence != fence:
-            return None
-        return run
-
-    def _put(self, run: Run) -> Run:
-        """Store a run and tell the watchers; return it as it would be read."""
-        before = self.data.get(run.id)
-        self.data.put(to_document(run))
-        due_now = run.due_at is not None and run.due_at <= self.clock.now()
-        got_message = before is not None and before.get("inbox_seq") != run.inbox_seq
-        if due_now or got_message or run.status is not Status.RUNNING:
-            raised = before is not None and before.get("fence") != run.fence
-            notice = Notice(
-                run_id=run.id,
-                code=run.code,
-                status=run.status,
-                due_at=run.due_at,
-                inbox_seq=run.inbox_seq,
-                fence=run.fence if raised else None,
-            )
-            for watcher in self.data.watchers:
-                if run.ended_by is None or run.ended_by != watcher.besides:
-                    watcher.put(notice)
-        stored = self._load(run.id)
-        assert stored is not None
-        return stored
-
     def _claim(self, claim: Claim, run_id: str) -> Run | None:
-        document = self.data.get(run_id)
         try:
-            run = None if document is None else from_document(document)
+            run = self._runs.load(run_id)
         except DataCorruption as error:
-            self._set_aside(document or {}, error)
+            self._runs.set_aside(run_id, error)
             return None
         after = None if run is None else claimed(run, claim, self.clock.now())
         if after is None:
             return None
-        put = self._put(after)
+        put = self._runs.put(after)
         return put if put.claim == claim.id else None
-
-    def _set_aside(self, document: Document, error: DataCorruption) -> None:
-        kept = {key: value for key, value in document.items() if key not in SET_ASIDE_REMOVES}
-        now = self.clock.now()
-        self.data.put(kept | set_aside_fields(error, now) | set_aside_outbox(document, now))
-        notice = Notice(run_id=str(document.get("_id")), status=Status.FAILED)
-        for watcher in self.data.watchers:
-            watcher.put(notice)
-
-    def _refusal(self, run: Run, message: Message, slot: str | None) -> PostResult | None:
-        archived = self.data.archives.get(run.id, {}).values()
-        known = {entry.message for entry in (*run.journal, *archived)}
-        known.update(() if run.past is None else run.past.taken)
-        if message.id in known or any(message.id == other.id for other in run.inbox):
-            return PostResult.DUPLICATE
-        if run.status.ended:
-            return PostResult.ENDED
-        if slot is not None and not is_open(run.awaiting, slot):
-            return PostResult.NO_SLOT
-        if message.kind in CONTROL:
-            return PostResult.PENDING if is_pending(run.inbox, message.kind) else None
-        inbox = to_builtins([*run.inbox, message])
-        if len(bson.encode({"inbox": inbox}, codec_options=CODEC_OPTIONS)) > self._inbox_limit:
-            return PostResult.FULL
-        return None
 
 
 def _head(run: Run) -> Run:

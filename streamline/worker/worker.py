@@ -5,29 +5,29 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import msgspec
 
 from streamline import tasks
 from streamline.definitions import Workflow
-from streamline.errors import LeaseLost, StreamlineError, WorkflowNotFound
+from streamline.errors import LeaseLost, WorkflowNotFound
 from streamline.events import Event
-from streamline.model import CommitResult, Message, Notice, Run, Status
+from streamline.model import Message, Notice, Run, Status
 from streamline.outbox import outcome_error
-from streamline.store import Renewal
-from streamline.worker import composing
 from streamline.worker.courier import Courier
 from streamline.worker.driver import RunDriver
+from streamline.worker.drivers import Drivers
 from streamline.worker.identity import WorkerId
 from streamline.worker.leases import LeaseKeeper
 from streamline.worker.neighbours import Neighbours
 from streamline.worker.overheard import Overheard
 from streamline.worker.parked import ParkedRuns
 from streamline.worker.places import Places
+from streamline.worker.releases import Releases
 from streamline.worker.scheduler import Scheduler, claim_number
 from streamline.worker.services import Services
 from streamline.worker.sweeper import Sweeper
@@ -36,8 +36,6 @@ _log = logging.getLogger(__name__)
 
 RESERVED_GRACE = 5.0
 """Seconds that starts in flight get when the worker stops."""
-FAULT_PAUSE = 1.0
-"""Seconds before a run that could not be driven is handed back."""
 BLOCKED_AFTER = 2.0
 """Seconds without a turn of the event loop before a warning."""
 
@@ -82,14 +80,14 @@ class Worker:
         )
         services = msgspec.structs.replace(services, threads=self._threads, courier=self.courier)
         self._services = services
+        self._releases = Releases(services, self.courier)
         self._lease = lease
         self._concurrency = concurrency
         self._on_ended = on_ended
         self._on_lost = on_lost
         self._threaded = threaded
         self._polls = polls
-        self._drivers: dict[str, RunDriver] = {}
-        self._tasks: dict[str, asyncio.Task[Status | None]] = {}
+        self.drivers: Drivers = Drivers(keeps_time=threaded)
         self._parked = ParkedRuns(cache_size)
         self._places = Places()
         self._overheard = Overheard()
@@ -110,26 +108,30 @@ class Worker:
                 self._services.store,
                 self.id,
                 self._lease,
-                held=self.held,
-                on_renewal=self.renewed,
-                on_lapse=self._lapsed,
+                held=self.drivers.fences,
+                on_renewal=self.drivers.renewed,
+                on_lapse=self.drivers.lose_all,
                 blocked_after=min(BLOCKED_AFTER, self._lease / 3),
             )
             self._keeper.start()
         if claims:
             loop = asyncio.get_running_loop()
             self._background = [
-                loop.create_task(self.scheduler.run(), name="streamline-scheduler"),
-                loop.create_task(self.courier.run(), name="streamline-courier"),
+                loop.create_task(work, name=f"streamline-{name}")
+                for name, work in self._background_work().items()
             ]
-            if self._threaded:
-                sweeper = Sweeper(self._services.store)
-                self._background.append(loop.create_task(sweeper.run(), name="streamline-sweeper"))
-            if self._threaded and self._polls:  # in memory, all workers are this process's
-                neighbours = Neighbours(self._services.store, self.id, self.scheduler.notice_due)
-                self._background.append(
-                    loop.create_task(neighbours.watch(), name="streamline-neighbours")
-                )
+
+    def _background_work(self) -> dict[str, Coroutine[Any, Any, None]]:
+        work: dict[str, Coroutine[Any, Any, None]] = {
+            "scheduler": self.scheduler.run(),
+            "courier": self.courier.run(),
+        }
+        store = self._services.store
+        if self._threaded:
+            work["sweeper"] = Sweeper(store).run()
+        if self._threaded and self._polls:  # in memory, all workers are of this process
+            work["neighbours"] = Neighbours(store, self.id, self.scheduler.notice_due).watch()
+        return work
 
     async def stop(self, drain: float) -> None:
         """Stop: no new claims; running steps get `drain` seconds; then claims are handed back."""
@@ -137,16 +139,16 @@ class Worker:
         await tasks.end(self._background)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._places.until_none_is_kept(), RESERVED_GRACE)
-        for driver in list(self._drivers.values()):
+        for driver, _ in self.drivers.at_work():
             driver.drain()
-        if self._tasks:
-            await asyncio.wait(self._tasks.values(), timeout=drain)
-        for driver, task in [(self._drivers[id_], task) for id_, task in self._tasks.items()]:
+        if self.drivers:
+            await asyncio.wait([task for _, task in self.drivers.at_work()], timeout=drain)
+        for driver, task in self.drivers.at_work():
             if task.done():  # meanwhile; its claim is no longer ours
                 continue
             await tasks.end([task])
             driver.abandon()
-            await self._release(driver.id, driver.fence)
+            await self._releases.release(driver.id, driver.fence)
         self._parked.evict()
         await self.courier.stop()
         await asyncio.gather(*self._errands)
@@ -158,57 +160,19 @@ class Worker:
     def kill(self) -> None:
         """Drop everything at once, as if the process had died; for tests."""
         self._stopping = True
-        for task in [*self._background, *self._tasks.values()]:
+        for task in [*self._background, *(task for _, task in self.drivers.at_work())]:
             task.cancel()
-        for driver in self._drivers.values():
+        for driver, _ in self.drivers.at_work():
             driver.abandon()
         self._parked.evict()
         self.courier.kill()
 
     # -- claims -----------------------------------------------------------------------------------
 
-    def held(self) -> dict[str, int]:
-        """Return run id -> fence of all claims held."""
-        return {run_id: driver.fence for run_id, driver in list(self._drivers.items())}
-
-    def renewed(self, asked: Mapping[str, int], renewal: Renewal, until: datetime) -> None:
-        """Take in what a renewal found of the claims that it asked for; they hold until then."""
-        for run_id in renewal.lost:
-            driver = self._drivers.get(run_id)
-            # A run may have been parked and claimed again since: that claim is not the lost one.
-            # Nor may one be whose own commit is raising its fence: what becomes of that tells.
-            if driver is None or driver.fence != asked[run_id] or driver.held.continuing:
-                continue
-            driver.lose()
-        for run_id, inbox_seq in renewal.inbox_seq.items():
-            driver = self._drivers.get(run_id)
-            if driver is not None and driver.fence == asked[run_id] and self._threaded:
-                driver.extend(until)
-            self._hint(run_id, inbox_seq)
-
-    def _hint(self, run_id: str, inbox_seq: int) -> None:
-        driver = self._drivers.get(run_id)
-        if driver is not None and inbox_seq > driver.inbox_seq:
-            driver.hint()
-
-    def _lapsed(self) -> None:
-        for run_id in list(self._drivers):
-            self.lose(run_id)
-
-    def lose(self, run_id: str) -> None:
-        """Take in that a claim is lost."""
-        driver = self._drivers.get(run_id)
-        if driver is not None:
-            driver.lose()
-
     def notice(self, notice: Notice) -> None:
         """Take a hint that a run changed."""
         self.courier.notice()
-        if (driver := self._drivers.get(notice.run_id)) is not None:
-            if notice.fence is not None and notice.fence > driver.fence:
-                driver.lose()
-            elif notice.inbox_seq is not None:
-                self._hint(notice.run_id, notice.inbox_seq)
+        if self.drivers.notice(notice):
             return
         if notice.inbox_seq:
             claims = self.scheduler.claims
@@ -248,7 +212,7 @@ class Worker:
     def put_back(self, driver: RunDriver) -> None:
         """Give back what `take_parked` took: the run was not claimed."""
         self.free_place()
-        if self._stopping or driver.id in self._drivers or driver.id in self._parked:
+        if self._stopping or driver.id in self.drivers or driver.id in self._parked:
             driver.evict()  # claimed by the scheduler meanwhile, and built anew; or never again
         else:
             self._parked.keep(driver)
@@ -289,7 +253,7 @@ class Worker:
     def wake(self, driver: RunDriver, run: Run) -> None:
         """Go on with a run that `take_parked` took and that was claimed for this worker."""
         self.free_place()
-        if driver.id not in self._drivers and driver.reclaim(run):
+        if driver.id not in self.drivers and driver.reclaim(run):
             self._announce(run)
             self._hold(driver, run)
         else:
@@ -306,13 +270,13 @@ class Worker:
         except Exception as error:
             _log.warning("can't read run %r; its lease may have to run out: %s", run_id, error)
             return
-        unheard = run is not None and run.claim == claim and run_id not in self._drivers
+        unheard = run is not None and run.claim == claim and run_id not in self.drivers
         if run is not None and unheard and run.status is Status.RUNNING and not self._stopping:
             self.adopt(run)
 
     def seen(self, run_id: str) -> Run | None:
         """Return a run that is driven or parked here as this worker knows it, else None."""
-        driver = self._drivers.get(run_id) or self._parked.find(run_id)
+        driver = self.drivers.get(run_id) or self._parked.find(run_id)
         return None if driver is None or not driver.can_go_on else driver.seen
 
     def free_place(self) -> None:
@@ -323,12 +287,12 @@ class Worker:
     @property
     def idle(self) -> bool:
         """Whether nothing happens here until time passes or a message comes."""
-        return all(driver.idle for driver in self._drivers.values()) and self._looks_for_nothing
+        return self.drivers.idle and self._looks_for_nothing
 
     @property
     def quiet(self) -> bool:
         """Whether at most steps are running: nothing else will happen by itself."""
-        return all(driver.quiet for driver in self._drivers.values()) and self._looks_for_nothing
+        return self.drivers.quiet and self._looks_for_nothing
 
     @property
     def _looks_for_nothing(self) -> bool:
@@ -338,20 +302,16 @@ class Worker:
 
     def renew_now(self) -> None:
         """Renew all leases at once, for whoever moves a skipped clock."""
-        held = self.held()
+        held = self.drivers.fences()
         if held:
             until = self._services.clock.now() + timedelta(seconds=self._lease)
-            self.renewed(held, self._services.store.renew(self.id, held, self._lease), until)
-
-    def holds(self, run_id: str) -> bool:
-        """Whether it drives this run at present, and will tell of its end."""
-        driver = self._drivers.get(run_id)
-        return driver is not None and not driver.held.lost
+            renewal = self._services.store.renew(self.id, held, self._lease)
+            self.drivers.renewed(held, renewal, until)
 
     @property
     def claimed(self) -> int:
         """How many runs it holds."""
-        return len(self._drivers)
+        return len(self.drivers)
 
     @property
     def cached(self) -> int:
@@ -359,16 +319,16 @@ class Worker:
         return len(self._parked)
 
     def _room(self) -> int:
-        return 0 if self._stopping else self._concurrency - len(self._drivers) - self._places.kept
+        return 0 if self._stopping else self._concurrency - len(self.drivers) - self._places.kept
 
     # -- driving ----------------------------------------------------------------------------------
 
     def adopt(self, run: Run) -> None:
         """Drive a run that was claimed for this worker."""
-        if run.id in self._drivers:
+        if run.id in self.drivers:
             # Claimed anew by ourselves, as its lease ran out; the old driver can't write any more.
-            self.lose(run.id)
-            self._tasks[run.id].add_done_callback(lambda _: self._begin(run))
+            self.drivers.lose(run.id)
+            self.drivers.task_of(run.id).add_done_callback(lambda _: self._begin(run))
             return
         self._begin(run)
 
@@ -378,18 +338,14 @@ class Worker:
         except WorkflowNotFound as error:
             # A message to a run that only others can drive made us claim it.
             _log.info("run %r is handed back: %s", run.id, error)
-            self._spawn(self._release(run.id, run.fence))
+            self._spawn(self._releases.release(run.id, run.fence))
             return
         self._hold(driver, run)
 
     def _hold(self, driver: RunDriver, run: Run) -> None:
-        self._drivers[run.id] = driver
-        # Where leases are renewed by hand, whoever moves the clock sees to it.
-        driver.held.lease_until = run.due_at if self._threaded else None
-        task = asyncio.get_running_loop().create_task(self._drive(driver), name=f"run {run.id}")
-        self._tasks[run.id] = task
+        task = self.drivers.start(driver, self._drive(driver), run.due_at)
         task.add_done_callback(lambda done: self._finished(driver, done))
-        self._hint(run.id, self._overheard.since(claim_number(run), run.id))
+        self.drivers.hint(run.id, self._overheard.since(claim_number(run), run.id))
 
     def _driver_for(self, run: Run) -> RunDriver:
         parked = self._parked.take(run.id)
@@ -411,7 +367,7 @@ class Worker:
     async def execute(self, run: Run) -> Status:
         """Drive a claimed run here and now; returns the status it was left in."""
         self.adopt(run)
-        status = await asyncio.shield(self._tasks[run.id])
+        status = await asyncio.shield(self.drivers.task_of(run.id))
         await self.courier.finish()  # there may be no other process to do it soon
         return Status.RUNNING if status is None else status
 
@@ -429,17 +385,15 @@ class Worker:
             _log.exception("driving run %r failed; it is handed back", driver.id)
             self._emit_error(driver.run, error)
             driver.abandon()
-            await self._give_up(driver, error)
+            await self._releases.give_up(driver.run, error)
             return None
         if status is Status.RUNNING:
             driver.abandon()
-            await self._release(driver.id, driver.fence)
+            await self._releases.release(driver.id, driver.fence)
         return status
 
     def _finished(self, driver: RunDriver, task: asyncio.Task[Status | None]) -> None:
-        if self._drivers.get(driver.id) is driver:
-            del self._drivers[driver.id]
-            del self._tasks[driver.id]
+        self.drivers.remove(driver)
         if task.cancelled() or self._stopping:
             driver.evict()
         elif task.result() is Status.WAITING:
@@ -458,41 +412,10 @@ class Worker:
             self.scheduler.notice_due(driver.due_at)
         self._parked.keep(driver)
 
-    # -- handing back -----------------------------------------------------------------------------
-
-    async def _release(self, run_id: str, fence: int, *, faulty: bool = False) -> None:
-        try:
-            await self._services.store.release(run_id, fence, faulty=faulty)
-        except Exception as error:  # a full disk too: nothing else may stop for it
-            _log.warning("can't hand back run %r; its lease will run out: %s", run_id, error)
-
     def _spawn(self, errand: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(errand)
         self._errands.add(task)
         task.add_done_callback(self._errands.discard)
-
-    async def _give_up(self, driver: RunDriver, error: Exception) -> None:
-        """Fail a run that the engine itself can't drive, so that it isn't tried for ever."""
-        if not isinstance(error, StreamlineError):
-            # A fault of ours, or of this process: another worker may do better, but not for ever.
-            await asyncio.sleep(FAULT_PAUSE)
-            await self._release(driver.id, driver.fence, faulty=True)
-            return
-        try:
-            await self._fail(driver, error)
-        except Exception as second:
-            _log.warning("can't fail run %r: %s", driver.id, second)
-
-    async def _fail(self, driver: RunDriver, error: StreamlineError) -> None:
-        store = self._services.store
-        # As it is now: others may have come to follow it.
-        run = await store.load_run(driver.id, journal=False, inbox=False) or driver.run
-        commit = composing.failed(run, driver.fence, error, self._services.clock.now())
-        result = await store.commit(commit)
-        if result is CommitResult.INBOX_MOVED:
-            await self._fail(driver, error)
-        elif result is CommitResult.LANDED:
-            await self.courier.deliver(driver.id)
 
     # -- telling ----------------------------------------------------------------------------------
 

@@ -572,7 +572,7 @@ async def test_a_run_whose_process_dies_five_times_is_failed(address: str) -> No
             fence += 1
             task = asyncio.create_task(run.execute())
             async with asyncio.timeout(SECONDS):
-                while not (task.done() or worker.holds(run.id)):  # noqa: ASYNC110 - neither tells by an event
+                while not (task.done() or worker.drivers.holds(run.id)):  # noqa: ASYNC110 - neither tells by an event
                     await asyncio.sleep(0.01)
             if not task.done():  # else it is a suspect, and was put off
                 worker.kill()

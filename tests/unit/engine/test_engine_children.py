@@ -1192,7 +1192,7 @@ async def test_a_full_mailbox_is_told_later(world: World, family: Family):
         await wait("go on?")
         return [await handle.result(), len(await receive("ch", type=str))]
 
-    world.process.mortal_store._inbox_limit = 3000
+    world.process.mortal_store._runs.inbox_limit = 3000
     run = await parent.start()
     await world.settle()
     await run.pause()

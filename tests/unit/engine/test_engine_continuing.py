@@ -355,7 +355,9 @@ async def test_a_heartbeat_from_a_thread_that_comes_too_late_is_nobodys(world):
 
     run = await flow.options(id="r").start(2)
     await until(lambda: beats)
-    board = world.process.worker._drivers["r"]._board
+    driver = world.process.worker.drivers.get("r")
+    assert driver is not None
+    board = driver._board
     late = board._states["copy"].running
     await world.advance(1)
     await until(lambda: len(beats) == 2)
@@ -658,9 +660,9 @@ async def test_a_renewal_beside_the_continuation_loses_nothing(world, note):
     def renew_with_the_old_fence(commit):
         if commit.continuation is not None:
             # It was on its way when the commit landed, and is told before the commit's result.
-            held = worker.held()
+            held = worker.drivers.fences()
             renewal = worker._services.store.renew(worker.id, held, 60)
-            worker.renewed(held, renewal, world.clock.now())
+            worker.drivers.renewed(held, renewal, world.clock.now())
             seen.append(renewal.lost)
         return False
 

@@ -187,7 +187,7 @@ async def test_a_claim_that_lapses_while_its_run_is_read_writes_nothing(world, m
     monkeypatch.setattr(store, "load_run", slow)
     await handle.send("word", "heard")
     await reading.wait()
-    world.process.worker.lose(handle.id)  # its lease ran out here; nobody else has taken it
+    world.process.worker.drivers.lose(handle.id)  # its lease ran out here; nobody else has taken it
     read.set()
     await world.another_worker()
     assert await handle.result(SECONDS) == "heard"
@@ -211,7 +211,7 @@ async def test_a_body_parked_by_a_claim_that_lapsed_is_not_gone_on_with(world):
 
     def lapse(commit):
         if commit.status is Status.WAITING:
-            world.process.worker.lose(commit.run_id)
+            world.process.worker.drivers.lose(commit.run_id)
         return False
 
     world.process.mortal_store.before_commit = lapse

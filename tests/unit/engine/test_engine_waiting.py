@@ -496,7 +496,7 @@ async def test_a_message_to_an_ended_run_is_refused(world, reader):
 
 async def test_a_full_mailbox_refuses_and_says_what_to_do(world, reader):
     """W6, E1"""
-    world._store._inbox_limit = 1000
+    world._store._runs.inbox_limit = 1000
     handle = await reader.start(1)
     for n in range(8):
         await handle.send("box", n)
@@ -507,7 +507,7 @@ async def test_a_full_mailbox_refuses_and_says_what_to_do(world, reader):
 
 async def test_a_cancel_and_a_pause_get_through_a_full_mailbox(world, reader):
     """C1, C3: an operator must be able to stop a run whatever others send to it."""
-    world._store._inbox_limit = 300
+    world._store._runs.inbox_limit = 300
     handle = await reader.start(9)
     await until_status(handle, Status.WAITING)
     await handle.send("other", "x" * 150)
