@@ -16,7 +16,7 @@ from streamline.durations import Duration
 from streamline.errors import InvalidState, ValidationError
 from streamline.handles import Engine, OnExisting, RunHandle, StartOptions, current_control
 from streamline.ids import check_name
-from streamline.runtime import body_runtime
+from streamline.runtime import BodyRuntime, body_runtime
 
 P = ParamSpec("P")
 R_co = TypeVar("R_co", covariant=True)
@@ -179,9 +179,8 @@ def _start(
     options: StartOptions,
     engine: Engine | None,
 ) -> Coroutine[Any, Any, Any]:
-    body = body_runtime()
+    body = _calling_body(flow, engine)
     if body is not None:
-        _refuse_engine(flow, engine, body.run.id)
         return body.start_child(flow, args, kwargs, options)
     return _start_outside(flow, args, kwargs, options, engine)
 
@@ -193,9 +192,8 @@ def _call(
     options: StartOptions,
     engine: Engine | None,
 ) -> Coroutine[Any, Any, Any]:
-    body = body_runtime()
+    body = _calling_body(flow, engine)
     if body is not None:
-        _refuse_engine(flow, engine, body.run.id)
         return body.call_child(flow, args, kwargs, options)
     return _call_outside(flow, args, kwargs, options, engine)
 
@@ -221,10 +219,13 @@ async def _call_outside(
     return await (await _start_outside(flow, args, kwargs, options, engine)).result()
 
 
-def _refuse_engine(flow: Any, engine: Engine | None, run_id: str) -> None:
-    if engine is not None:
+def _calling_body(flow: Any, engine: Engine | None) -> BodyRuntime | None:
+    """Return the body that makes a call, if one does; it can't choose the engine."""
+    body = body_runtime()
+    if body is not None and engine is not None:
         raise InvalidState(
-            f"run {run_id!r} called workflow {flow.name!r} with engine= in its body: a child lives "
-            "where its parent does. Start it in a @step",
-            run_id=run_id,
+            f"run {body.run.id!r} called workflow {flow.name!r} with engine= in its body: a child "
+            "lives where its parent does. Start it in a @step",
+            run_id=body.run.id,
         )
+    return body
