@@ -206,8 +206,13 @@ class RunStore(ABC):
         """
 
     @abstractmethod
-    async def claim_holders(self) -> list[str]:
-        """Return the ids of the workers that hold a claim at present."""
+    async def claim_holders(self, beginning: str, *, besides: str) -> list[str]:
+        """Return the ids of the workers that hold a claim at present.
+
+        Args:
+            beginning: What the ids begin with that are asked for.
+            besides: One that is left out: what the asking worker holds itself costs nothing.
+        """
 
     @abstractmethod
     async def expire_claims(self, worker: str) -> int:

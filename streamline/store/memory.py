@@ -196,10 +196,11 @@ class MemoryStore(RunStore):
             self._runs.put(released(run, self.clock.now(), faulty=faulty))
             return True
 
-    async def claim_holders(self) -> list[str]:
+    async def claim_holders(self, beginning: str, *, besides: str) -> list[str]:
         await self._alive()
         with self.data.lock:
-            return sorted({run.worker for run in self._runs.all() if run.worker is not None})
+            holders = {run.worker for run in self._runs.all() if run.worker is not None}
+            return sorted(each for each in holders - {besides} if each.startswith(beginning))
 
     async def expire_claims(self, worker: str) -> int:
         await self._alive()

@@ -106,8 +106,8 @@ class SealedStore(RunStore):
     async def release(self, run_id: str, fence: int, *, faulty: bool = False) -> bool:
         return await self.inner.release(run_id, fence, faulty=faulty)
 
-    async def claim_holders(self) -> list[str]:
-        return await self.inner.claim_holders()
+    async def claim_holders(self, beginning: str, *, besides: str) -> list[str]:
+        return await self.inner.claim_holders(beginning, besides=besides)
 
     async def expire_claims(self, worker: str) -> int:
         return await self.inner.expire_claims(worker)

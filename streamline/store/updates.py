@@ -36,6 +36,7 @@ ENDED_VALUES = sorted(status.value for status in ENDED)
 # The partial indexes are used only by filters that repeat their condition.
 HAS_DUE: Document = {"$type": "date"}
 HAS_WORKER: Document = {"$type": "string"}
+LAST_CHARACTER = "\U0010ffff"
 DUE_NOW: Document = {"$lte": ["$due_at", "$$NOW"]}
 NOT_ENDED: Document = {"$nin": ENDED_VALUES}
 
@@ -109,6 +110,12 @@ def holder_filter(worker: str, held: Mapping[str, int]) -> Document:
         by_fence.setdefault(fence, []).append(run_id)
     alternatives = [{"_id": {"$in": ids}, "fence": fence} for fence, ids in by_fence.items()]
     return {"$or": alternatives, "worker": worker, "status": Status.RUNNING.value}
+
+
+def holders_filter(beginning: str, besides: str) -> Document:
+    """Match what workers hold whose ids begin so, but for one of them."""
+    range_ = {"$gte": beginning, "$lt": beginning + LAST_CHARACTER, "$ne": besides}
+    return {"worker": HAS_WORKER | range_}
 
 
 def dead_holder_filter(worker: str) -> Document:

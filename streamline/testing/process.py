@@ -43,7 +43,7 @@ class MortalStore(MemoryStore):
         result = await super().commit(commit)
         if result is CommitResult.LANDED and self.after_commit(commit):
             self.sever()
-            await super().claim_holders()  # a severed verb never returns
+            await self._alive()  # it never is again
         return result
 
     async def create_run(self, run: Run) -> tuple[Run, bool]:
@@ -76,7 +76,7 @@ class MortalStore(MemoryStore):
         written = await write
         if self.after_write(verb):
             self.sever()
-            await super().claim_holders()
+            await self._alive()
         return written
 
 

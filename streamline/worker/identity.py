@@ -44,6 +44,14 @@ class WorkerId(msgspec.Struct, frozen=True):
             return None
         return cls(parts[0], parts[1], parts[2], int(parts[3]), parts[4], int(parts[5]))
 
+    @staticmethod
+    def neighbourhood() -> str | None:
+        """Return what the ids begin with whose processes can be seen from here; None if nothing can
+        be seen.
+        """
+        host, boot, namespace = _place()
+        return f"{host}/{boot}/{namespace}/" if boot and namespace else None
+
     def __str__(self) -> str:
         return f"{self.host}/{self.boot}/{self.namespace}/{self.pid}/{self.started}/{self.number}"
 

@@ -37,10 +37,11 @@ class Neighbours:
         self._known: list[tuple[str, WorkerId]] = []
 
     async def watch(self) -> None:
-        """Look after them, for ever."""
-        while True:
+        """Look after them, for ever; return at once where no process can be seen."""
+        neighbourhood = WorkerId.neighbourhood()
+        while neighbourhood is not None:
             try:
-                await self._ask()
+                await self._ask(neighbourhood)
                 for _ in range(round(ASK / GLANCE)):
                     await self._take_over_dead()
                     await asyncio.sleep(GLANCE)
@@ -49,9 +50,9 @@ class Neighbours:
                 _log.warning("can't look for dead workers: %s", error)
                 await asyncio.sleep(ASK)
 
-    async def _ask(self) -> None:
-        holders = set(await self._store.claim_holders()) - {self._worker}
-        parsed = [(holder, WorkerId.parse(holder)) for holder in sorted(holders)]
+    async def _ask(self, neighbourhood: str) -> None:
+        holders = await self._store.claim_holders(neighbourhood, besides=self._worker)
+        parsed = [(holder, WorkerId.parse(holder)) for holder in holders]
         self._known = [(text, id_) for text, id_ in parsed if id_ is not None and id_.is_local]
 
     async def _take_over_dead(self) -> None:

@@ -249,11 +249,20 @@ async def test_release_is_refused_once_the_claim_is_lost(store: RunStore) -> Non
 
 
 async def test_claim_holders_are_those_who_hold_one_now(store: RunStore) -> None:
-    assert await store.claim_holders() == []
+    assert await store.claim_holders("", besides="me") == []
     for run_id, worker in {"a": "w1", "b": "w2", "c": "w2", "d": "w3"}.items():
         await store.create_run(held_run(store, run_id, worker=worker))
     await store.release("d", 1)
-    assert sorted(await store.claim_holders()) == ["w1", "w2"]
+    assert sorted(await store.claim_holders("", besides="me")) == ["w1", "w2"]
+
+
+async def test_claim_holders_are_asked_for_by_how_they_begin(store: RunStore) -> None:
+    workers = ("far/1", "here", "here/", "here/1", "here/2", "here/\uffff", "here0", "herf")
+    for number, worker in enumerate(workers):
+        await store.create_run(held_run(store, str(number), worker=worker))
+    await store.create_run(new_run(store, "q"))
+    found = await store.claim_holders("here/", besides="here/1")
+    assert sorted(found) == ["here/", "here/2", "here/\uffff"]
 
 
 async def test_expired_claims_are_due_now_and_count_as_recoveries(store: RunStore) -> None:

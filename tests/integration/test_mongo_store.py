@@ -166,7 +166,7 @@ async def every_verb(store: MongoStore) -> None:
     await store.post("r", message(store, "m"))
     await store.post("r", message(store, "p", MessageKind.PAUSE), slot="none")
     await store.load_archive("r", 1)
-    await store.claim_holders()
+    await store.claim_holders("w", besides="w")
     await store.expire_claims("w1")
     await store.claim_due(new_claim(), ["wf", "other"], 10)
     await store.claim_due(new_claim(ahead=1.0), ["wf", "other"], 10)
@@ -232,11 +232,30 @@ async def test_no_query_of_the_store_scans_a_collection(mongod: Mongod) -> None:
         await every_verb(store)
         recorded, recorder.commands = recorder.commands, []
         kinds = {next(iter(command)) for command in recorded}
-        assert kinds >= {"find", "update", "findAndModify", "delete", "distinct"}
+        assert kinds >= {"find", "update", "findAndModify", "delete", "aggregate"}
         for command in recorded:
             for one in single(command):
                 plan = await client[name].command("explain", one)
                 assert "COLLSCAN" not in set(stages(plan)), one
+        await store.close()
+
+
+async def test_the_look_for_other_workers_reads_the_index_alone(mongod: Mongod) -> None:
+    """It comes several times a second, and documents of running runs may be large."""
+    recorder = Recorder()
+    name = f"test_{bson.ObjectId()}"
+    client: AsyncMongoClient[Document]
+    async with AsyncMongoClient(mongod.uri, event_listeners=[recorder]) as client:
+        store = MongoStore(client[name])
+        await store.open()
+        for number, worker in enumerate(["here/1", "here/1", "here/2", "there/1"]):
+            await store.create_run(held_run(store, f"r{number}", worker=worker))
+        recorder.commands.clear()
+        assert await store.claim_holders("here/", besides="here/1") == ["here/2"]
+        (asked,) = (one for command in recorder.commands for one in single(command))
+        explain = {"explain": asked, "verbosity": "executionStats"}
+        plan = await client[name].command(explain)
+        assert not {"FETCH", "COLLSCAN"} & set(stages(plan))
         await store.close()
         await client.drop_database(name)
 

@@ -26,12 +26,12 @@ class Asked(MemoryStore):
         self.asked = 0
         self.failures = 0
 
-    async def claim_holders(self) -> list[str]:
+    async def claim_holders(self, beginning: str, *, besides: str) -> list[str]:
         self.asked += 1
         if self.failures:
             self.failures -= 1
             raise ServerUnavailable("away")
-        return await super().claim_holders()
+        return await super().claim_holders(beginning, besides=besides)
 
 
 @pytest.fixture
