@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from tests.chaos.findings import Document, Findings
 
-PARENTS = ("family", "bulky")
+PARENTS = ("family", "bulky", "dynasty", "heir")
 UNHEARD = "endless"
 """The workflow of the children whose ends nobody waits for."""
 
@@ -57,12 +57,18 @@ def whole(findings: Findings) -> Iterator[str]:
         }
         if lost := called.keys() - findings.evidence.runs.keys():
             yield f"{run_id}: children that it called aren't there: {lost}"
-        born = {r["_id"] for r in findings.runs() if r.get("parent", {}).get("run") == run_id}
-        for child in born | called.keys():
+        for child in _born_of(run, findings) | called.keys():
             # One that a race gave up may have been started without its parent's knowing it.
             unheard = findings.evidence.runs.get(child, {}).get("workflow") == UNHEARD
             if not unheard and called.get(child) not in told:
                 yield f"{run_id}: is done without having heard of {child}"
+
+
+def _born_of(run: Document, findings: Findings) -> set[str]:
+    """Return the ids of the runs that a run called since it was last begun anew."""
+    call = (run["_id"], run.get("epoch", 0))
+    parents = {each["_id"]: each.get("parent", {}) for each in findings.runs()}
+    return {id_ for id_, each in parents.items() if (each.get("run"), each.get("epoch", 0)) == call}
 
 
 def outboxes(findings: Findings) -> Iterator[str]:

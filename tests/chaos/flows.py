@@ -496,6 +496,39 @@ def family_of(seed: int, number: int, shared: int) -> Sum:
     return Sum([*sums, work_of(work_of(seed)), work_of(seed), number, shared])
 
 
+@workflow(registry=registry)
+async def heir(seed: int) -> Sum:
+    """Be a child that has children of its own."""
+    found = await asyncio.gather(errand(seed), errand(seed + 1))
+    return Sum([sum(each.values) for each in found])
+
+
+def heir_of(seed: int) -> Sum:
+    """Return what `heir` must come to."""
+    return Sum([sum(errand_of(seed + n).values) for n in (0, 1)])
+
+
+HEIRS = 3
+
+
+@workflow(registry=registry)
+async def dynasty(seed: int, values: list[int] | None = None) -> Sum:
+    """Have one child in each generation, which is restarted under the same id."""
+    values = values or []
+    generation = current().generation
+    successor = heir.options(id=f"{current().run_id}-heir", on_existing="restart")
+    values = [*values, *(await successor(seed + generation)).values]
+    if generation < HEIRS:
+        continue_as_new(seed, values=values)
+    return Sum(values)
+
+
+def dynasty_of(seed: int) -> Sum:
+    """Return what `dynasty` must come to."""
+    values = [heir_of(seed + generation).values for generation in range(1, HEIRS + 1)]
+    return Sum([value for each in values for value in each])
+
+
 @step(registry=registry)
 async def plod(n: int, seconds: float) -> Done:
     """Take so long of this process's own time: a frozen one goes on where it was."""
@@ -535,6 +568,8 @@ EXPECTED: dict[str, Callable[[int], Sum]] = {
     "plodding": plodded,
     "errand": errand_of,
     "bulky": bulky_of,
+    "heir": heir_of,
+    "dynasty": dynasty_of,
     "copyist": lambda seed: copied(seed, page_of(seed - 1)),
 }
 """Workflow -> what it must come to, where the input alone says so; the checker knows the others."""

@@ -220,6 +220,7 @@ FLOWS: dict[str, float] = {
     "brittle": 2,
     "family": 6,
     "bulky": 4,
+    "dynasty": 2,
     "sparing": 1,
     "long": 0.3,
 }
