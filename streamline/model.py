@@ -58,7 +58,8 @@ class EntryKind(StrEnum):
     MESSAGE = "message"  # a slot took a message; or a cancel reached the run
     ATTEMPT = "attempt"  # an attempt of a step failed and another will follow; resolves nothing
     PATCH = "patch"  # the run took the new side of `patched()`; resolves nothing
-    CHILD = "child"  # a child was started: its value is `run`, an id, and `detached`; or it wasn't
+    CHILD = "child"  # a child was started: its value is `run` (its id), `stamp` (see `outbox`) and
+    # `detached`; or it could not be
     OUTCOME = "outcome"  # a child ended, with a value or an error
 
 

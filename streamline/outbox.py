@@ -8,6 +8,7 @@ ones by their message ids. Knows no store.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Any
@@ -20,6 +21,7 @@ from streamline.model import Dispatch, DispatchKind, Run, Slot, SlotKind, Status
 
 GRACE = timedelta(seconds=2)
 """How long an outbox is left to the process that wrote it."""
+_STAMP = re.compile(r"(?P<created>\d+\.\d{3})\.(?P<epoch>\d+)(?=/\d+$|$)")
 _RUN_FAILED = "streamline.errors:RunFailed"
 _RUN_CANCELLED = "streamline.errors:RunCancelled"
 
@@ -68,14 +70,33 @@ def expires(run: Run) -> datetime | None:
 # -- ids of messages -----------------------------------------------------------------------------
 
 
+def stamp(run: Run) -> str:
+    """Return what tells a run from those that had its id before it: when it was created, and how
+    often it was begun anew.
+    """
+    return f"{run.created_at.timestamp():.3f}.{run.epoch}"
+
+
 def incarnation(run: Run) -> str:
     """Return a name for a run that no other run of its id shares, before or after it."""
-    return f"{run.id}/{run.created_at.timestamp():.3f}.{run.epoch}"
+    return f"{run.id}/{stamp(run)}"
 
 
 def outcome_id(run: Run, dispatch: Dispatch) -> str:
     """Return the id of the message that tells of this end of a run, and of no other."""
     return f"outcome/{incarnation(run)}/{dispatch.rev}"
+
+
+def is_outdated(message_id: str, stamp: str) -> bool:
+    """Whether an outcome is of an earlier run than the one of this stamp; both have the same id."""
+    told, asked = _STAMP.search(message_id), _STAMP.fullmatch(stamp)
+    if told is None or asked is None:
+        return False
+    return _order(told) < _order(asked)
+
+
+def _order(found: re.Match[str]) -> tuple[float, int]:
+    return float(found["created"]), int(found["epoch"])
 
 
 def cancel_id(sender: str) -> str:

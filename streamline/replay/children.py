@@ -176,6 +176,7 @@ class Children:
             command.started = True
             # What is recorded counts: the parent may be of another epoch by now.
             command.slot = msgspec.structs.replace(command.slot, name=entry.value["run"])
+            command.stamp = entry.value.get("stamp", "")
             command.future.set_result(None)
 
     def _end(self, entry: Entry, command: ChildCommand) -> None:

@@ -79,6 +79,8 @@ class ChildCommand(Command, kw_only=True):
     future: asyncio.Future[None]
     """Resolved by the start."""
     started: bool = False
+    stamp: str = ""
+    """Which of the runs that had the child's id, once it is started; empty if nobody knows."""
     waiters: list[asyncio.Future[Any]] = []
     """Resolved by the end, in order."""
     outcome: tuple[Any, Exception | None] | None = None

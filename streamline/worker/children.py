@@ -23,7 +23,7 @@ from streamline.model import (
     SlotKind,
     Status,
 )
-from streamline.outbox import abandonments, outcome_failure, outcomes, own_copy
+from streamline.outbox import abandonments, is_outdated, outcome_failure, outcomes, own_copy
 from streamline.replay import ChildCommand, Execution
 from streamline.worker.ending import Ending
 from streamline.worker.inbox import Inbox
@@ -52,6 +52,21 @@ def unseen(calling: Collection[ChildCommand], awaiting: Sequence[Slot]) -> bool:
     return any(command.id not in shown for command in calling)
 
 
+def strays(body: Execution, told: Iterable[Message]) -> set[str]:
+    """Return the ids of outcomes that tell of no run that the body waits for.
+
+    It has given the run up; or it is another of the same id, which was restarted since.
+    """
+    waited_for: dict[str, list[ChildCommand]] = {}
+    for command in children_of(body):
+        waited_for.setdefault(command.run_id, []).append(command)
+    return {
+        message.id
+        for message in told
+        if all(is_outdated(message.id, each.stamp) for each in waited_for.get(message.name, ()))
+    }
+
+
 # -- ends -----------------------------------------------------------------------------------------
 
 
@@ -76,7 +91,11 @@ def outcome_entries(
     message: Message, commands: Iterable[ChildCommand], at: datetime
 ) -> list[Entry]:
     """Return what a message tells as facts, for each started command; the first one took it."""
-    told = [each for each in commands if each.started and each.run_id == message.name]
+    told = [
+        each
+        for each in commands
+        if each.started and each.run_id == message.name and not is_outdated(message.id, each.stamp)
+    ]
     first, *others = (_outcome(each, message.payload, message.error, at) for each in told)
     # What the message brought is kept where it was put; each of the others has a copy of its own.
     copies = [entry.with_value(own_copy(entry.value)) for entry in others]

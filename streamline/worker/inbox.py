@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 
 from streamline.codec import PayloadRef
 from streamline.model import Message, MessageKind, Run, Slot, SlotKind
@@ -73,18 +73,11 @@ class Inbox:
         """Return all messages of a kind, and leave them there."""
         return [message for message in self._messages if message.kind is kind]
 
-    def drop_strays(self, children: Callable[[], Collection[str]]) -> None:
-        """Drop what is told of the ends of runs that the body has given up.
-
-        Args:
-            children: Returns the ids of the runs whose ends it waits for.
-        """
-        told = [m for m in self._messages if m.kind is MessageKind.OUTCOME]
-        waited_for = children() if told else ()
-        strays = {m.id for m in told if m.name not in waited_for}
-        if strays:
-            self.taken.extend(strays)
-            self._messages = [m for m in self._messages if m.id not in strays]
+    def drop(self, message_ids: Collection[str]) -> None:
+        """Drop messages that nobody will take."""
+        if message_ids:
+            self.taken.extend(message_ids)
+            self._messages = [m for m in self._messages if m.id not in message_ids]
 
     def outcomes(self) -> dict[str, Message]:
         """Return what is told of the ends of runs, by their ids."""

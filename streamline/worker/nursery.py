@@ -26,7 +26,7 @@ from streamline.model import (
     Run,
     Status,
 )
-from streamline.outbox import cancel_id, incarnation, own_copy
+from streamline.outbox import cancel_id, incarnation, own_copy, stamp
 from streamline.replay import ChildCommand, Execution
 from streamline.store import Spill
 from streamline.worker.children import ends_of, untold
@@ -79,8 +79,8 @@ class Nursery:
     async def gave_up_orphan(self, run: Run) -> bool:
         """Cancel a child that has recorded nothing and that nobody wants; returns whether it was.
 
-        Whoever gave it up found no run to tell: it was created late, by a worker that stood still,
-        or after its parent was terminated.
+        Whoever gave it up found no run to tell: it was created late, by a worker that stood still
+        while its parent went on elsewhere, or was terminated.
         """
         called_by = run.parent
         if called_by is None or run.rev or run.followers:
@@ -89,7 +89,7 @@ class Nursery:
         parent = await self._persist(
             lambda: store.load_run(called_by.run, journal=False, inbox=False)
         )
-        if not _is_orphan(called_by, parent):
+        if not _is_orphan(run.id, called_by, parent):
             return False
         # The message that the parent would have sent, or has sent by now: it counts once.
         message = Message(
@@ -107,8 +107,12 @@ async def with_output(spill: Spill, run: Run) -> Run:
     return msgspec.structs.replace(run, output=own_copy(output))
 
 
-def _is_orphan(called_by: Parent, parent: Run | None) -> bool:
+def _is_orphan(run_id: str, called_by: Parent, parent: Run | None) -> bool:
     gone = parent is None or parent.epoch != called_by.epoch
+    if parent is not None and not gone and not parent.status.ended:
+        # What it calls shows in its document before the child is created, until it hears the end.
+        call = (called_by.slot, run_id)
+        return all((slot.id, slot.name) != call for slot in parent.awaiting)
     if called_by.detached:
         return not gone and parent is not None and parent.status is Status.CANCELLED
     return gone or parent is None or parent.status.ended
@@ -134,9 +138,10 @@ class Start:
         Raises:
             ServerUnavailable: Try again.
         """
-        if command.run_id in self._told:
-            # It ran to its end, and may have expired: to start it now would be to start it twice.
-            return [self._started(command)]
+        if command.run_id in self._told and await self._is_gone(command.run_id):
+            # It ran to its end and has expired: to start it now would be to start it twice. While
+            # it is there the start tells whether it was this call's, or an earlier one's.
+            return [self._started(command, "")]
         assert command.given is not None
         options = msgspec.structs.replace(command.options, id=command.run_id)
         parent = Parent(
@@ -155,7 +160,10 @@ class Start:
             failure = encode_exception(error, code=code)
             return [self._entry(command, EntryKind.CHILD, error=failure)]
         end = [await self._end_of(command, child)] if child.status.ended else []
-        return [self._started(command), *end]
+        return [self._started(command, stamp(child)), *end]
+
+    async def _is_gone(self, run_id: str) -> bool:
+        return await self._services.store.load_run(run_id, journal=False, inbox=False) is None
 
     async def _end_of(self, command: ChildCommand, child: Run) -> Entry:
         """Return the end of a run that had ended when it was called; nobody may tell of it."""
@@ -174,8 +182,10 @@ class Start:
                 return self._entry(command, EntryKind.OUTCOME, error=failure)
             await asyncio.sleep(LOOK_AGAIN)
 
-    def _started(self, command: ChildCommand) -> Entry:
+    def _started(self, command: ChildCommand, which: str) -> Entry:
         value: dict[str, object] = {"run": command.run_id}
+        if which:
+            value["stamp"] = which
         if command.slot.detached:
             value["detached"] = True
         return self._entry(command, EntryKind.CHILD, value=value)

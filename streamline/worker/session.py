@@ -26,7 +26,7 @@ from streamline.replay import (
     Execution,
     StepCommand,
 )
-from streamline.worker.children import children_of, dispatches, outcome_entries
+from streamline.worker.children import children_of, dispatches, outcome_entries, strays
 from streamline.worker.ending import Ending, cancelled, fail, poisoned, settle
 from streamline.worker.inbox import Inbox
 from streamline.worker.news import News
@@ -156,8 +156,7 @@ class Session:
 
     def absorb(self) -> None:
         """Apply all facts at hand to the body, one at a time."""
-        if not self.inbox.empty:
-            self.inbox.drop_strays(lambda: {child.run_id for child in children_of(self.body)})
+        self._drop_strays()
         self._on_turn(self.run.id)
         try:
             while (entry := self._next_entry()) is not None:
@@ -173,8 +172,16 @@ class Session:
             self._board.note_failure(entry)
         elif entry.kind is EntryKind.STEP:
             self._board.remove(entry.id)
+        elif entry.kind is EntryKind.CHILD:
+            self._drop_strays()  # it is known by now which run it is
         self._news.of_entry(entry, self.run)
         self._take_commands({})
+
+    def _drop_strays(self) -> None:
+        if self.inbox.empty:
+            return
+        if told := self.inbox.all_of(MessageKind.OUTCOME):
+            self.inbox.drop(strays(self.body, told))
 
     def _next_entry(self) -> Entry | None:
         """Return the next fact as an entry. Messages go first: they are acknowledged already."""

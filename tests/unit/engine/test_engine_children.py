@@ -1042,7 +1042,7 @@ async def test_a_child_that_is_born_after_its_parents_death_is_cancelled(
 
 
 @pytest.mark.parametrize("detached", [True, False])
-@pytest.mark.parametrize("fate", ["done", "cancelled", "restarted", "expired", "waiting"])
+@pytest.mark.parametrize("fate", ["done", "cancelled", "restarted", "expired", "moved on"])
 async def test_a_child_created_too_late_asks_whether_it_is_wanted(
     world: World, family: Family, fate: str, detached: bool
 ):
@@ -1057,7 +1057,7 @@ async def test_a_child_created_too_late_asks_whether_it_is_wanted(
     if fate == "done":
         await run.send("ch")
         await run.wait(SECONDS)
-    elif fate != "waiting":
+    elif fate != "moved on":
         await run.terminate()
     if fate == "restarted":
         await world.advance(1)
@@ -1068,7 +1068,7 @@ async def test_a_child_created_too_late_asks_whether_it_is_wanted(
     await world._launcher.launch_child(
         family.boxed, Input(args=[1]), StartOptions(id="late"), called_by
     )
-    given_up = fate == "cancelled" if detached else fate != "waiting"
+    given_up = fate in ("cancelled", "moved on") or not detached
     child = await world.handle("late").wait(SECONDS)
     assert (child.status == Status.CANCELLED) == given_up
     assert family.ran == ([] if given_up else [1])
@@ -1170,6 +1170,49 @@ async def test_an_end_told_twice_is_not_taken_for_the_next_one(
     monkeypatch.undo()
     assert await store.post("p", told[0]) is PostResult.DUPLICATE
     assert await run.result(SECONDS) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("when", ["before the next is called", "once it is started"])
+async def test_an_end_told_twice_is_not_taken_by_the_next_generation(
+    world: World, family: Family, monkeypatch: pytest.MonkeyPatch, when: str
+):
+    """Of a child with an id of its own, that each generation restarts."""
+    worker, store = world.process.worker, world.process.mortal_store
+    told: list[Message] = []
+    tell = worker._tell
+
+    async def listening(run_id: str, message: Message) -> bool:
+        told.append(message)
+        return await tell(run_id, message)
+
+    monkeypatch.setattr(worker.courier, "_tell", listening)
+
+    @world.workflow
+    async def child(number: int) -> int:
+        await sleep(60)
+        return number
+
+    @world.workflow
+    async def parent(number: int, seen: list[int]) -> list[int]:
+        seen = [*seen, await child.options(id="c", on_existing="restart")(number)]
+        if number == 3:
+            return seen
+        continue_as_new(number + 1, seen)
+
+    def tell_again(commit: Commit) -> bool:
+        if commit.continuation is not None and when == "before the next is called":
+            at_once(world.store.post("p", told[0]))
+        return False
+
+    store.after_commit = tell_again
+    run = await parent.options(id="p").start(1, [])
+    await world.settle()
+    await world.advance(61)
+    if when == "once it is started":
+        assert await world.store.post("p", told[0]) is PostResult.POSTED
+        await world.settle()
+    assert await run.result(SECONDS) == [1, 2, 3]
+    assert (await world.run("p")).inbox == []
 
 
 async def test_an_id_that_expired_and_came_again_tells_of_each_end(world: World, family: Family):
