@@ -42,6 +42,7 @@ class Deadline:
             ) from None
         finally:
             handle.cancel()
+            self._task = None  # which refers to the run, and so to this
 
     def pass_(self) -> None:
         """Cancel the body."""

@@ -94,7 +94,7 @@ class Execution(BodyRuntime):
         self._context: dict[str, Any] = copy.deepcopy(run.input.context)
         self._main: asyncio.Task[Any] | None = None
         self._deadline = _deadline_of(run, workflow)
-        self._timers = Timers(self._deadline, self._next_id)
+        self._timers = Timers(self._deadline)
         self._outcome: Outcome | None = None
         self._continued = False
         self._replaying = False
@@ -394,7 +394,7 @@ class Execution(BodyRuntime):
     # -- the loop's owner -------------------------------------------------------------------------
 
     def timer_armed(self, handle: asyncio.TimerHandle) -> None:
-        self._issue(self._timers.arm(handle))
+        self._issue(self._timers.arm(handle, self._next_id))
 
     def timer_cancelled(self, handle: asyncio.TimerHandle) -> None:
         id_ = self._timers.forget(handle)

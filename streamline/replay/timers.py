@@ -16,21 +16,19 @@ class Timers:
 
     Args:
         deadline: The timeout of the whole run, which sets a timer like any other.
-        next_id: Returns the next command id for a name.
     """
 
-    def __init__(self, deadline: Deadline | None, next_id: Callable[[str], str]) -> None:
+    def __init__(self, deadline: Deadline | None) -> None:
         self._deadline = deadline
-        self._next_id = next_id
         # By id(): a TimerHandle compares equal to another with the same time and callback.
         self._ids: dict[int, str] = {}
         self.deadline_id: str = ""
         """The id of the deadline's command; empty if there is none."""
 
-    def arm(self, handle: asyncio.TimerHandle) -> TimerCommand:
-        """Return the command for a timer that was set."""
+    def arm(self, handle: asyncio.TimerHandle, next_id: Callable[[str], str]) -> TimerCommand:
+        """Return the command for a timer that was set; its id is the next one for its name."""
         is_deadline = self._is_deadline(handle)
-        id_ = self._next_id(DEADLINE if is_deadline else _name(handle))
+        id_ = next_id(DEADLINE if is_deadline else _name(handle))
         if is_deadline:
             self.deadline_id = id_
         self._ids[id(handle)] = id_

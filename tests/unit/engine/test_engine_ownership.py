@@ -6,13 +6,17 @@ import asyncio
 import gc
 import logging
 import time
+import weakref
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from engine_support import SECONDS, steps_of, until, until_status
 
-from streamline import Registry, Status, Streamline, receive, sleep, step, workflow
+from streamline import Registry, Status, Streamline, current, receive, sleep, step, workflow
+from streamline.replay import Execution
 from streamline.store.memory import MemoryStore
+from streamline.worker import session
 
 
 @pytest.fixture
@@ -249,6 +253,46 @@ async def test_an_evicted_run_has_no_effects_and_leaks_nothing(world, caplog):
             await handle.send("box", number)
         assert [await handle.result(SECONDS) for handle in handles] == list(range(6))
     assert sorted(ran) == [-6, -5, -4, -3, -2, -1, 1, 2, 3, 4, 5, 6]
+
+
+async def test_what_an_ended_run_held_is_freed_without_the_collector(world, monkeypatch):
+    """Many runs in flight would keep the garbage collector busy: nothing may refer to itself."""
+    bodies: list[weakref.ref[Execution]] = []
+
+    class Watched(Execution):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            bodies.append(weakref.ref(self))
+
+    monkeypatch.setattr(session, "Execution", Watched)
+
+    @world.step
+    async def work(n: int) -> int:
+        return n
+
+    @world.workflow
+    async def child(n: int) -> int:
+        return await work(n)
+
+    @world.workflow(timeout="1d")
+    async def flow() -> int:
+        total = sum(await asyncio.gather(*(work(n) for n in range(3))))
+        assert current().output_of(work) == 0
+        await sleep(60)
+        async with asyncio.timeout(3600):
+            return total + await receive("box", type=int) + await child(1)
+
+    gc.collect()
+    gc.disable()
+    try:
+        run = await flow.start()
+        await run.send("box", 1)
+        assert await run.result(SECONDS) == 5
+        await world.settle()
+        assert len(bodies) == 2
+        assert [body() for body in bodies] == [None, None]
+    finally:
+        gc.enable()
 
 
 async def test_evicting_every_run_at_every_park_changes_nothing(world):
