@@ -70,13 +70,14 @@ class Launcher:
         assert options.id is not None
         if options.id == parent.run:
             raise RunConflict(f"run {parent.run!r} can't be its own child", run_id=parent.run)
-        run = msgspec.structs.replace(self._run(flow, given, options), parent=parent)
-        stored = await self._start(run, flow, options)
-        if stored.parent == parent or stored.status.ended:
-            return stored
-        followed = await self._store.follow(run.id, parent.run)
-        # Gone since: then it had ended, and has expired.
-        return stored if followed is None else followed
+        while True:
+            run = msgspec.structs.replace(self._run(flow, given, options), parent=parent)
+            stored = await self._start(run, flow, options)
+            if stored.parent == parent or stored.status.ended:
+                return stored
+            # Else it is gone since: it has ended and expired, and its id is free again.
+            if (followed := await self._store.follow(run.id, parent.run)) is not None:
+                return followed
 
     async def _start(self, run: Run, flow: Workflow[..., Any], options: StartOptions) -> Run:
         """Make a run durable, claimed by the local worker if that has room; returns what it is."""
@@ -206,7 +207,9 @@ class Launcher:
                 await self._check_input(run, stored)
                 return stored, False
             fence = stored.fence + max(1, run.fence)
-            later = {"fence": fence, "epoch": stored.epoch + 1}
+            # Later than the old one by any clock: ends of the two are told apart by it (`outbox`).
+            created_at = max(run.created_at, stored.created_at + timedelta(milliseconds=1))
+            later = {"fence": fence, "epoch": stored.epoch + 1, "created_at": created_at}
             replacement = msgspec.structs.replace(spilled, **later)
             if stored.outbox:
                 # What it has to tell would be lost with it.

@@ -6,6 +6,7 @@ Owns the shape of a document: field names, which fields are always there. Knows 
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -151,7 +152,7 @@ SET_ASIDE_REMOVES = ("due_at", "worker", "claim", "attempts", "awaiting")
 
 def salvage(document: Mapping[str, Any], error: DataCorruption, now: datetime) -> Run:
     """Make a failed run of what can't be read, so that those who wait for it learn of it."""
-    created = document.get("created_at")
+    created, epoch = document.get("created_at"), document.get("epoch", 0)
     return Run(
         id=str(document.get("_id")),
         workflow=str(document.get("workflow")),
@@ -161,6 +162,8 @@ def salvage(document: Mapping[str, Any], error: DataCorruption, now: datetime) -
         input=Input(),
         python="",
         created_at=created if isinstance(created, datetime) else now,
+        # Its end must not be taken for that of an earlier run.
+        epoch=epoch if type(epoch) is int else sys.maxsize,
         updated_at=now,
         ended_at=now,
         error=corruption(error),

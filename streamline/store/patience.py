@@ -20,7 +20,8 @@ class Patience:
     def __init__(self, seconds: float) -> None:
         self.seconds: float = seconds
         self._calls: dict[Call, None] = {}  # those under way; the oldest first
-        self._timer: asyncio.TimerHandle | None = None
+        # Of one event loop; whoever is called in another, as after a restart, needs another.
+        self._timer: tuple[asyncio.AbstractEventLoop, asyncio.TimerHandle] | None = None
 
     def call(self) -> Call:
         """Return a context manager for one call of the current task.
@@ -33,7 +34,7 @@ class Patience:
     def began(self, call: Call) -> None:
         """Take in a call."""
         self._calls[call] = None
-        if self._timer is None:
+        if self._timer is None or self._timer[0] is not call.loop:
             self._arm(call)
 
     def ended(self, call: Call) -> None:
@@ -41,15 +42,15 @@ class Patience:
         del self._calls[call]
 
     def _arm(self, oldest: Call) -> None:
-        loop = asyncio.get_running_loop()
-        self._timer = loop.call_at(oldest.deadline, self._look)
+        self._timer = oldest.loop, oldest.loop.call_at(oldest.deadline, self._look)
 
     def _look(self) -> None:
         """End what is overdue. By now the call that the timer was set for is mostly long over."""
         self._timer = None
-        now = asyncio.get_running_loop().time()
+        loop = asyncio.get_running_loop()
+        now = loop.time()
         for call in self._calls:
-            if call.expired:
+            if call.expired or call.loop is not loop:
                 continue
             if call.deadline > now:
                 self._arm(call)
@@ -60,7 +61,7 @@ class Patience:
 class Call:
     """One call under way; as a context manager it does what `asyncio.timeout` does."""
 
-    __slots__ = ("_cancelling", "_patience", "_task", "deadline", "expired")
+    __slots__ = ("_cancelling", "_patience", "_task", "deadline", "expired", "loop")
 
     def __init__(self, patience: Patience) -> None:
         task = asyncio.current_task()
@@ -68,7 +69,8 @@ class Call:
         self._task = task
         self._cancelling = task.cancelling()
         self._patience = patience
-        self.deadline: float = task.get_loop().time() + patience.seconds
+        self.loop: asyncio.AbstractEventLoop = task.get_loop()
+        self.deadline: float = self.loop.time() + patience.seconds
         """By the event loop's clock."""
         self.expired: bool = False
         """Whether it took too long."""

@@ -87,8 +87,8 @@ class Writer(Generic[I, R]):
 
     def _pump(self) -> None:
         self._scheduled = False
-        while self._waiting and self._has_room:
-            group = self._take(most=self._share())
+        while (writes := self._more_writes()) > 0:
+            group = self._take(most=math.ceil(len(self._waiting) / writes))
             self._in_flight += 1
             self._alone = len(group) == 1
             task = asyncio.get_running_loop().create_task(self._flush(group))
@@ -105,14 +105,8 @@ class Writer(Generic[I, R]):
         if self._waiting:
             self._schedule()
 
-    @property
-    def _has_room(self) -> bool:
-        # Beside two others a small write costs more than it gains: its items wait for company.
-        most = MAX_IN_FLIGHT if len(self._waiting) >= COMPANY else MAX_IN_FLIGHT - 1
-        return self._in_flight < most
-
-    def _share(self) -> int:
-        """Return how many should go with the next write.
+    def _more_writes(self) -> int:
+        """Return over how many writes those that wait should be shared out now.
 
         Whoever is answered writes again soon. Were a crowd in one write, it would come back all at
         once, and client and server would take turns being idle (measured: a third fewer commits).
@@ -120,8 +114,12 @@ class Writer(Generic[I, R]):
         two fifths of the client's processor time.
         """
         waiting = len(self._waiting)
+        if not waiting:
+            return 0
         writes = min(MAX_IN_FLIGHT - self._in_flight, max(1, round(waiting / COMPANY)))
-        return math.ceil(waiting / writes)
+        # Beside two others a small write costs more than it gains: its items wait for company.
+        fills_up = self._in_flight + writes == MAX_IN_FLIGHT
+        return writes - 1 if fills_up and waiting < writes * COMPANY else writes
 
     def _take(self, *, most: int) -> list[tuple[I, asyncio.Future[R]]]:
         group: list[tuple[I, asyncio.Future[R]]] = []

@@ -18,6 +18,7 @@ from streamline.model import (
     Entry,
     EntryKind,
     Message,
+    MessageKind,
     Run,
     Slot,
     SlotKind,
@@ -48,8 +49,9 @@ def unstarted(body: Execution, facts: Iterable[Entry]) -> list[ChildCommand]:
 
 def unseen(calling: Collection[ChildCommand], awaiting: Sequence[Slot]) -> bool:
     """Whether children are to be started that the document doesn't show."""
-    shown = {slot.id for slot in awaiting} if calling else ()
-    return any(command.id not in shown for command in calling)
+    # By the run, too: newer code may give another id to a call that was not made yet.
+    shown = {(slot.id, slot.name) for slot in awaiting} if calling else ()
+    return any((command.id, command.run_id) not in shown for command in calling)
 
 
 def strays(body: Execution, told: Iterable[Message]) -> set[str]:
@@ -57,14 +59,8 @@ def strays(body: Execution, told: Iterable[Message]) -> set[str]:
 
     It has given the run up; or it is another of the same id, which was restarted since.
     """
-    waited_for: dict[str, list[ChildCommand]] = {}
-    for command in children_of(body):
-        waited_for.setdefault(command.run_id, []).append(command)
-    return {
-        message.id
-        for message in told
-        if all(is_outdated(message.id, each.stamp) for each in waited_for.get(message.name, ()))
-    }
+    commands = children_of(body)
+    return {each.id for each in told if not any(_tells(each, command) for command in commands)}
 
 
 # -- ends -----------------------------------------------------------------------------------------
@@ -73,8 +69,13 @@ def strays(body: Execution, told: Iterable[Message]) -> set[str]:
 def untold(body: Execution, inbox: Inbox) -> list[ChildCommand]:
     """Return the started children of whose end nothing is told in the inbox."""
     started = [command for command in children_of(body) if command.started]
-    told = inbox.outcomes() if started else {}
-    return [command for command in started if command.run_id not in told]
+    told = inbox.all_of(MessageKind.OUTCOME) if started else []
+    return [command for command in started if not any(_tells(each, command) for each in told)]
+
+
+def _tells(message: Message, command: ChildCommand) -> bool:
+    """Whether an outcome is of the run that a call started."""
+    return message.name == command.run_id and not is_outdated(message.id, command.stamp)
 
 
 def ends_of(ended: Iterable[Run], commands: Iterable[ChildCommand], at: datetime) -> list[Entry]:
@@ -90,12 +91,13 @@ def ends_of(ended: Iterable[Run], commands: Iterable[ChildCommand], at: datetime
 def outcome_entries(
     message: Message, commands: Iterable[ChildCommand], at: datetime
 ) -> list[Entry]:
-    """Return what a message tells as facts, for each started command; the first one took it."""
-    told = [
-        each
-        for each in commands
-        if each.started and each.run_id == message.name and not is_outdated(message.id, each.stamp)
-    ]
+    """Return what a message tells as facts, for each started command; the first one took it.
+
+    None if it tells of an earlier run, for which nothing waits any more.
+    """
+    told = [each for each in commands if each.started and _tells(message, each)]
+    if not told:
+        return []
     first, *others = (_outcome(each, message.payload, message.error, at) for each in told)
     # What the message brought is kept where it was put; each of the others has a copy of its own.
     copies = [entry.with_value(own_copy(entry.value)) for entry in others]
@@ -139,7 +141,8 @@ def dispatches(
     if shown:
         over = {entry.id for entry in pending if _is_over(entry)}
         kept = _kept(body, shown, ending, forced=forced)
-        requests += abandonments((s for s in shown if s.id not in over | kept), rev)
+        given_up = (s for s in shown if s.id not in over and (s.id, s.name) not in kept)
+        requests += abandonments(given_up, rev)
     if ending is not None and ending.status.ended:
         requests += outcomes(msgspec.structs.replace(run, followers=inbox.followers), rev)
     return requests
@@ -166,13 +169,14 @@ def _is_over(entry: Entry) -> bool:
 
 def _kept(
     body: Execution, shown: Iterable[Slot], ending: Ending | None, *, forced: bool
-) -> set[str]:
-    """Return the ids of the slots whose children go on."""
+) -> set[tuple[str, str]]:
+    """Return the slots whose children go on, each by its id and the run's."""
     if ending is None:
-        return {command.id for command in children_of(body)}
+        return {(command.id, command.run_id) for command in children_of(body)}
     if ending.status is Status.CANCELLED:
         return set()
     if forced:
-        return {slot.id for slot in shown if slot.detached}
+        return {(slot.id, slot.name) for slot in shown if slot.detached}
     # What something still waits for as the body ends is given up with it, like a task.
-    return {c.id for c in children_of(body) if c.slot.detached and not c.waiters}
+    detached = (c for c in children_of(body) if c.slot.detached and not c.waiters)
+    return {(command.id, command.run_id) for command in detached}

@@ -14,7 +14,13 @@ from typing import Protocol, TypeVar
 import msgspec
 
 from streamline.codec import encode_exception
-from streamline.errors import ErrorCode, RunNotFound, ServerUnavailable, StreamlineError
+from streamline.errors import (
+    DataCorruption,
+    ErrorCode,
+    RunNotFound,
+    ServerUnavailable,
+    StreamlineError,
+)
 from streamline.model import (
     OUTPUT,
     Entry,
@@ -96,7 +102,7 @@ class Nursery:
             id=cancel_id(called_by.run if parent is None else incarnation(parent)),
             kind=MessageKind.CANCEL,
             at=self._services.clock.now(),
-            payload=f"run {called_by.run!r}, which called it, has ended",
+            payload=f"run {called_by.run!r}, which called it, has ended or given it up",
         )
         return await self._persist(lambda: store.post(run.id, message)) is PostResult.POSTED
 
@@ -163,7 +169,11 @@ class Start:
         return [self._started(command, stamp(child)), *end]
 
     async def _is_gone(self, run_id: str) -> bool:
-        return await self._services.store.load_run(run_id, journal=False, inbox=False) is None
+        try:
+            run = await self._services.store.load_run(run_id, journal=False, inbox=False)
+        except DataCorruption:  # it was set aside, and that is what it has told
+            return True
+        return run is None
 
     async def _end_of(self, command: ChildCommand, child: Run) -> Entry:
         """Return the end of a run that had ended when it was called; nobody may tell of it."""

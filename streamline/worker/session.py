@@ -17,7 +17,7 @@ import msgspec
 from streamline.codec import LargePayload
 from streamline.definitions import Workflow
 from streamline.errors import ValidationError
-from streamline.model import Dispatch, Entry, EntryKind, MessageKind, Run, Slot, SlotKind
+from streamline.model import Dispatch, Entry, EntryKind, Message, MessageKind, Run, Slot, SlotKind
 from streamline.replay import (
     CANCEL,
     Cancelled,
@@ -197,23 +197,26 @@ class Session:
         return fact or self._next_timer()
 
     def _next_message(self) -> Entry | None:
-        taken = self.inbox.take(self._ready_slots())
-        if taken is None:
-            return None
-        message, slot = taken
-        if message.kind is MessageKind.OUTCOME:
-            # Whoever calls one run twice is told once.
-            first, *others = outcome_entries(message, children_of(self.body), self.now())
-            self._board.facts.extendleft(reversed(others))
-            return msgspec.structs.replace(first, fence=self.run.fence)
-        self.message_ids.append(message.id)
-        return self._entry(
-            CANCEL if slot is None else slot.id,
-            EntryKind.MESSAGE,
-            self.now(),
-            value=message.payload,
-            message=message.id,
-        )
+        while (taken := self.inbox.take(self._ready_slots())) is not None:
+            message, slot = taken
+            if message.kind is not MessageKind.OUTCOME:
+                self.message_ids.append(message.id)
+                return self._entry(
+                    CANCEL if slot is None else slot.id,
+                    EntryKind.MESSAGE,
+                    self.now(),
+                    value=message.payload,
+                    message=message.id,
+                )
+            if (entry := self._next_outcome(message)) is not None:
+                return entry
+        return None
+
+    def _next_outcome(self, message: Message) -> Entry | None:
+        """Return what a message tells of the end of a run; whoever calls it twice is told once."""
+        entries = outcome_entries(message, children_of(self.body), self.now())
+        self._board.facts.extendleft(reversed(entries[1:]))
+        return msgspec.structs.replace(entries[0], fence=self.run.fence) if entries else None
 
     def _next_fact(self) -> Entry | None:
         facts = self._board.facts

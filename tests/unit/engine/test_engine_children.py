@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine
 from dataclasses import dataclass
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -38,10 +39,15 @@ from streamline.model import (
     Parent,
     PostResult,
     Run,
+    Slot,
     SlotKind,
 )
 from streamline.outbox import readable
+from streamline.replay import ChildCommand, Execution
 from streamline.store.memory import MemoryStore
+from streamline.worker import children
+from streamline.worker.inbox import Inbox
+from tests.conformance.samples import held_run
 from tests.unit.engine.engine_support import (
     SECONDS,
     World,
@@ -375,6 +381,52 @@ async def test_a_child_whose_result_is_gone_raises_in_the_parent(world: World, m
     assert "is gone" in await (await parent.start()).result(SECONDS)
 
 
+async def test_a_run_that_is_gone_before_it_can_be_followed_is_started_anew(
+    world: World, family: Family, monkeypatch: pytest.MonkeyPatch
+):
+    """The parent's worker stood still: the one that was there has ended and expired."""
+    await family.slow.options(id="c").start(60)
+    store, follow = world.process.mortal_store, world.process.mortal_store.follow
+
+    async def late(run_id: str, follower: str) -> Run | None:
+        monkeypatch.setattr(store, "follow", follow)
+        del world._shared._documents["c"]
+        world._shared._due.pop("c", None)
+        return await follow(run_id, follower)
+
+    monkeypatch.setattr(store, "follow", late)
+
+    @world.workflow
+    async def parent() -> str:
+        return await family.slow.options(id="c")(60)
+
+    run = await parent.start()
+    assert await run.result(SECONDS) == "c"
+    assert (await world.run(run.id)).fence == 2, "claimed to begin, and once for the end"
+
+
+async def test_a_call_that_was_not_made_may_be_given_another_id(world: World, family: Family):
+    """By newer code, that takes the run over from a worker which died before it made the call."""
+    ids = ["old", "new"]
+
+    @world.workflow
+    async def parent() -> str:
+        return await family.slow.options(id=ids[0])(60)
+
+    dying = iter([True])
+    world.process.mortal_store.before_write = lambda verb: (
+        verb == "create_run" and next(dying, False) and (world.process.die() or True)
+    )
+    run = await parent.options(id="p").start()
+    await until(lambda: bool(world._shared.get("p").get("awaiting")))
+    dead = world.process.worker.id
+    del ids[0]
+    process = await world._spawn()
+    await process.mortal_store.expire_claims(dead)
+    assert await run.result(SECONDS) == "new"
+    assert world._shared.get("old") is None
+
+
 async def test_on_existing_means_the_same_for_a_child(world: World, family: Family):
     await (await family.boxed.options(id="old").start(8)).result(SECONDS)
 
@@ -533,14 +585,22 @@ async def test_a_result_of_another_type_raises_in_the_parent(world: World, famil
     assert "result of" in await (await parent.start()).result(SECONDS)
 
 
-async def test_a_child_that_cannot_be_read_fails_in_the_parent(world: World, family: Family):
+@pytest.mark.parametrize("epoch", [0, 1, "x"])
+async def test_a_child_that_cannot_be_read_fails_in_the_parent(
+    world: World, family: Family, epoch: object
+):
     @world.workflow
     async def parent() -> None:
-        await family.boxed.options(delay="1h", id="c")(1)
+        again = family.boxed.options(delay="1h", id="c", on_existing="restart")
+        await again(1)
 
+    if epoch:  # that of the one which is restarted
+        await (await family.boxed.options(id="c").start(0)).result(SECONDS)
     run = await parent.start()
     await world.settle()
-    world._shared.put({**world._shared.get("c"), "tags": 5})
+    stored = world._shared.get("c")
+    assert stored.get("epoch", 0) == (1 if epoch else 0)
+    world._shared.put({**stored, "tags": 5, "epoch": epoch})
     with pytest.raises(RunFailed, match="DATA_CORRUPTION"):
         await run.result(SECONDS)
 
@@ -1213,6 +1273,37 @@ async def test_an_end_told_twice_is_not_taken_by_the_next_generation(
         await world.settle()
     assert await run.result(SECONDS) == [1, 2, 3]
     assert (await world.run("p")).inbox == []
+
+
+async def test_an_earlier_end_is_no_end_of_a_later_run(world: World, family: Family):
+    """Where an earlier call of the same id, for which it was kept, was withdrawn meanwhile."""
+    now = world.clock.now()
+    slot = Slot(id="c#2", kind=SlotKind.CHILD, name="c", since=now)
+    call = ChildCommand(
+        id="c#2",
+        slot=slot,
+        flow=family.boxed,
+        given=None,
+        options=StartOptions(),
+        future=asyncio.get_running_loop().create_future(),
+        started=True,
+        stamp="100.000.2",
+    )
+    body = cast("Execution", SimpleNamespace(open=SimpleNamespace(children={"c#2": call})))
+    run = held_run(world.store, "p")
+    for stamp, counts in {
+        "99.999.9": False,
+        "100.000.1": False,
+        "100.000.2": True,
+        "100.000.3": True,
+        "100.001.0": True,
+        "of a time before stamps": True,
+    }.items():
+        told = Message(id=f"outcome/c/{stamp}/7", kind=MessageKind.OUTCOME, at=now, name="c")
+        inbox = Inbox(msgspec.structs.replace(run, inbox=[told]))
+        assert len(children.outcome_entries(told, [call], now)) == counts
+        assert (children.untold(body, inbox) == []) == counts
+        assert (children.strays(body, [told]) == set()) == counts
 
 
 async def test_an_id_that_expired_and_came_again_tells_of_each_end(world: World, family: Family):

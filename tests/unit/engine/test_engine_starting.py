@@ -245,6 +245,16 @@ async def test_on_existing_fail_refuses_only_an_ended_run(world, flow, sleeper):
         await flow.options(id="f", on_existing="fail").start(1)
 
 
+async def test_a_restarted_run_is_younger_than_the_one_before(world, flow):
+    """Also where the clock of the host that created that one was ahead."""
+    await (await flow.options(id="f").start(1)).wait(SECONDS)
+    before = await world.run("f")
+    ahead = before.created_at + timedelta(hours=1)
+    world._shared.put({**world._shared.get("f"), "created_at": ahead})
+    await (await flow.options(id="f", on_existing="restart").start(5)).wait(SECONDS)
+    assert (await world.run("f")).created_at > ahead
+
+
 async def test_on_existing_restart_runs_it_anew(world, flow):
     """H2"""
     await (await flow.options(id="f").start(1)).wait(SECONDS)

@@ -54,6 +54,13 @@ async def test_a_call_after_a_silence_has_a_timer_again() -> None:
         await asyncio.sleep(0.02)  # the timer finds nothing under way
 
 
+def test_a_call_in_another_event_loop_has_a_timer_there() -> None:
+    patience = Patience(0.05)
+    asyncio.run(_call(patience, 0))  # its loop is closed before the timer fires
+    with pytest.raises(TimeoutError):
+        asyncio.run(_call(patience, FOR_EVER))
+
+
 async def test_a_call_that_swallows_its_cancellation_is_not_ended_twice() -> None:
     patience = Patience(0.01)
     ended = 0

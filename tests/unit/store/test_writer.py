@@ -125,6 +125,19 @@ async def test_a_write_leaves_no_few_behind(few: int) -> None:
     assert await groups_of(2 * COMPANY + few) == [COMPANY + (few + 1) // 2, COMPANY + few // 2]
 
 
+async def test_a_write_that_would_leave_some_waiting_takes_them_along() -> None:
+    server = Server()
+    writer: Writer[Item, int] = Writer(server.send)
+    first = asyncio.create_task(writer.write(Item(0)))
+    await turns()
+    many = COMPANY + 3 * COMPANY // 4  # enough for two more writes, but one place is for crowds
+    crowd = [asyncio.create_task(writer.write(Item(number))) for number in range(1, many + 1)]
+    await turns()
+    assert [len(group) for group in server.groups] == [1, many]
+    server.gate.set()
+    await asyncio.gather(first, *crowd)
+
+
 async def test_a_few_wait_for_company_while_others_are_in_flight() -> None:
     server = Server()
     writer: Writer[Item, int] = Writer(server.send)
