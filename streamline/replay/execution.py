@@ -76,8 +76,6 @@ class Execution(BodyRuntime):
         self.run = run
         self.workflow = workflow
         self.open: OpenCommands = OpenCommands()
-        self.issued: list[Command] = []
-        self.withdrawn: list[str] = []
         self.new_patches: list[str] = []
         self.position: int = 0
         self.cancels: int = 0
@@ -89,7 +87,6 @@ class Execution(BodyRuntime):
         self._limit = limit
         self._now = run.body_began_at
         self._loop = ReplayLoop(run.id, self, self._now)  # type: ignore[abstract]
-        self._counts: dict[str, int] = {}
         self._outputs = Outputs(run.id)
         self._context: dict[str, Any] = copy.deepcopy(run.input.context)
         self._main: asyncio.Task[Any] | None = None
@@ -135,7 +132,7 @@ class Execution(BodyRuntime):
                 for entry in some:
                     self._replaying = True
                     self.apply(entry)
-            self.issued[:] = self._still_open()  # what is answered need not be kept any longer
+            self.open.drop_answered()  # what is answered need not be kept any longer
         self._replaying = False
 
     def apply(self, entry: Entry) -> None:
@@ -163,27 +160,11 @@ class Execution(BodyRuntime):
         """How the body ended; None while it goes on."""
         return self._outcome
 
-    def take_issued(self) -> list[Command]:
-        """Return the commands issued since the last call, that are still open."""
-        issued = self._still_open()
-        self.issued.clear()
-        return issued
-
-    def _still_open(self) -> list[Command]:
-        return [command for command in self.issued if self.open.get(command.id) is command]
-
-    def take_withdrawn(self) -> list[str]:
-        """Return the ids of the commands withdrawn since the last call."""
-        withdrawn = list(self.withdrawn)
-        self.withdrawn.clear()
-        return withdrawn
-
     def evict(self) -> None:
         """Drop the body; nothing that its `finally` blocks ask for happens."""
         # They refer to the tasks, which are to be freed now, not when the collector comes.
         self._main = None
         self.open.clear()
-        self.issued.clear()
         self.step_errors.clear()
         self._timers.clear()
         self._loop.evict()
@@ -281,7 +262,7 @@ class Execution(BodyRuntime):
     ) -> Coroutine[Any, Any, Any]:
         if self._loop.evicted:
             return Never()
-        return self._perform_step(self._next_id(step.name), step, args, kwargs)
+        return self._perform_step(self.open.next_id(step.name), step, args, kwargs)
 
     async def _perform_step(
         self, id_: str, step: Step[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -293,7 +274,7 @@ class Execution(BodyRuntime):
             if kwargs:
                 kwargs = {name: detach(value) for name, value in kwargs.items()}
         future = self._loop.create_future()
-        self._issue(StepCommand(id=id_, step=step, args=args, kwargs=kwargs, future=future))
+        self.open.issue(StepCommand(id=id_, step=step, args=args, kwargs=kwargs, future=future))
         try:
             return await future
         except asyncio.CancelledError:
@@ -322,8 +303,8 @@ class Execution(BodyRuntime):
                 self._loop,
                 limit=self._limit,
                 recorded=self._recorded,
-                next_id=self._next_id,
-                issue=self._issue,
+                next_id=self.open.next_id,
+                issue=self.open.issue,
                 answer=self._answer,
                 now=self.now,
                 request=self._request,
@@ -347,7 +328,7 @@ class Execution(BodyRuntime):
     ) -> Coroutine[Any, Any, Any]:
         if self._loop.evicted:
             return Never()
-        id_ = self._next_id(f"{kind.value}:{name}" if name else kind.value)
+        id_ = self.open.next_id(f"{kind.value}:{name}" if name else kind.value)
         slot = Slot(
             id=id_,
             kind=kind,
@@ -364,7 +345,7 @@ class Execution(BodyRuntime):
         if self._loop.evicted:
             await Never()
         future = self._loop.create_future()
-        self._issue(SlotCommand(id=slot.id, slot=slot, type=type, future=future))
+        self.open.issue(SlotCommand(id=slot.id, slot=slot, type=type, future=future))
         return await self._answer(slot.id, future)
 
     async def _answer(self, id_: str, future: asyncio.Future[Any]) -> Any:
@@ -376,30 +357,17 @@ class Execution(BodyRuntime):
 
     def _withdraw_unanswered(self, id_: str, future: asyncio.Future[Any]) -> None:
         if future.cancelled() and not self._loop.evicted:
-            self._withdraw(id_)
-
-    def _issue(self, command: Command) -> None:
-        self.open.add(command)
-        self.issued.append(command)
-
-    def _withdraw(self, id_: str) -> None:
-        if self.open.remove(id_):
-            self.withdrawn.append(id_)
-
-    def _next_id(self, name: str) -> str:
-        count = self._counts.get(name, 0) + 1
-        self._counts[name] = count
-        return name if count == 1 else f"{name}#{count}"
+            self.open.withdraw(id_)
 
     # -- the loop's owner -------------------------------------------------------------------------
 
     def timer_armed(self, handle: asyncio.TimerHandle) -> None:
-        self._issue(self._timers.arm(handle, self._next_id))
+        self.open.issue(self._timers.arm(handle, self.open.next_id))
 
     def timer_cancelled(self, handle: asyncio.TimerHandle) -> None:
         id_ = self._timers.forget(handle)
         if id_ is not None:
-            self._withdraw(id_)
+            self.open.withdraw(id_)
 
     def context_given(self, context: contextvars.Context) -> None:
         # A step that doesn't find the runtime would run in the body. A context that is entered

@@ -251,14 +251,14 @@ class Session:
     def _take_commands(self, failures: dict[str, list[Entry]]) -> None:
         """Take in what the body asked for and what it withdrew."""
         body = self.body
-        if body.issued:
+        if body.open.issued:
             stored = {attempt.id: attempt for attempt in self.run.attempts}
-            for command in body.take_issued():
+            for command in body.open.take_issued():
                 if isinstance(command, StepCommand):
                     known = stored.get(command.id)
                     self._board.add(command, failures=failures.get(command.id, ()), stored=known)
-        if body.withdrawn:
-            for command_id in body.take_withdrawn():
+        if body.open.withdrawn:
+            for command_id in body.open.take_withdrawn():
                 self._board.remove(command_id)
         if body.new_patches:
             for patch in body.new_patches:

@@ -16,6 +16,7 @@ import bson
 import msgspec
 import pytest
 from pymongo import AsyncMongoClient
+from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.monitoring import CommandListener
 
 from streamline.codec import PayloadRef
@@ -221,43 +222,47 @@ async def every_payload_verb(store: MongoStore) -> None:
     await store.discard_payload("p", refs[3])
 
 
-async def test_no_query_of_the_store_scans_a_collection(mongod: Mongod) -> None:
-    recorder = Recorder()
-    name = f"test_{bson.ObjectId()}"
-    client: AsyncMongoClient[Document]
-    async with AsyncMongoClient(mongod.uri, event_listeners=[recorder]) as client:
-        store = MongoStore(client[name])
-        await store.open()
-        await store.create_run(new_run(store, "another"))
-        await every_verb(store)
-        recorded, recorder.commands = recorder.commands, []
-        kinds = {next(iter(command)) for command in recorded}
-        assert kinds >= {"find", "update", "findAndModify", "delete", "aggregate"}
-        for command in recorded:
-            for one in single(command):
-                plan = await client[name].command("explain", one)
-                assert "COLLSCAN" not in set(stages(plan)), one
-        await store.close()
+Recorded = tuple[MongoStore, Recorder, AsyncDatabase[Document]]
 
 
-async def test_the_look_for_other_workers_reads_the_index_alone(mongod: Mongod) -> None:
-    """It comes several times a second, and documents of running runs may be large."""
+@pytest.fixture
+async def recorded(mongod: Mongod) -> AsyncIterator[Recorded]:
+    """An open store, what it asks the server from now on, and its database."""
     recorder = Recorder()
-    name = f"test_{bson.ObjectId()}"
     client: AsyncMongoClient[Document]
     async with AsyncMongoClient(mongod.uri, event_listeners=[recorder]) as client:
-        store = MongoStore(client[name])
+        database = client[f"test_{bson.ObjectId()}"]
+        store = MongoStore(database)
         await store.open()
-        for number, worker in enumerate(["here/1", "here/1", "here/2", "there/1"]):
-            await store.create_run(held_run(store, f"r{number}", worker=worker))
         recorder.commands.clear()
-        assert await store.claim_holders("here/", besides="here/1") == ["here/2"]
-        (asked,) = (one for command in recorder.commands for one in single(command))
-        explain = {"explain": asked, "verbosity": "executionStats"}
-        plan = await client[name].command(explain)
-        assert not {"FETCH", "COLLSCAN"} & set(stages(plan))
+        yield store, recorder, database
         await store.close()
-        await client.drop_database(name)
+        await client.drop_database(database)
+
+
+async def test_no_query_of_the_store_scans_a_collection(recorded: Recorded) -> None:
+    store, recorder, database = recorded
+    await store.create_run(new_run(store, "another"))
+    await every_verb(store)
+    commands, recorder.commands = recorder.commands, []
+    kinds = {next(iter(command)) for command in commands}
+    assert kinds >= {"find", "update", "findAndModify", "delete", "aggregate"}
+    for command in commands:
+        for one in single(command):
+            plan = await database.command("explain", one)
+            assert "COLLSCAN" not in set(stages(plan)), one
+
+
+async def test_the_look_for_other_workers_reads_the_index_alone(recorded: Recorded) -> None:
+    """It comes several times a second, and documents of running runs may be large."""
+    store, recorder, database = recorded
+    for number, worker in enumerate(["here/1", "here/1", "here/2", "there/1"]):
+        await store.create_run(held_run(store, f"r{number}", worker=worker))
+    recorder.commands.clear()
+    assert await store.claim_holders("here/", besides="here/1") == ["here/2"]
+    (asked,) = (one for command in recorder.commands for one in single(command))
+    plan = await database.command("explain", asked)
+    assert not {"FETCH", "COLLSCAN"} & set(stages(plan))
 
 
 async def test_a_look_for_outboxes_examines_only_what_it_returns(store: MongoStore) -> None:

@@ -1190,13 +1190,11 @@ async def test_a_child_restarted_by_its_parent_tells_of_each_end(world: World, f
     assert await (await parent.start()).result(SECONDS) == [0, 1, 2, 3]
 
 
-async def test_an_end_told_twice_is_not_taken_for_the_next_one(
-    world: World, family: Family, monkeypatch: pytest.MonkeyPatch
-):
-    """By a process that stood still, once the entry of the first time was archived."""
-    monkeypatch.setattr("streamline.worker.tail.MAX_ENTRIES", 1)
-    worker, store = world.process.worker, world.process.mortal_store
+@pytest.fixture
+def told(world: World, monkeypatch: pytest.MonkeyPatch) -> list[Message]:
+    """What runs are told by the first worker, as it tells it."""
     told: list[Message] = []
+    worker = world.process.worker
     tell = worker._tell
 
     async def listening(run_id: str, message: Message) -> bool:
@@ -1204,6 +1202,15 @@ async def test_an_end_told_twice_is_not_taken_for_the_next_one(
         return await tell(run_id, message)
 
     monkeypatch.setattr(worker.courier, "_tell", listening)
+    return told
+
+
+async def test_an_end_told_twice_is_not_taken_for_the_next_one(
+    world: World, told: list[Message], monkeypatch: pytest.MonkeyPatch
+):
+    """By a process that stood still, once the entry of the first time was archived."""
+    monkeypatch.setattr("streamline.worker.tail.MAX_ENTRIES", 1)
+    tell, store = world.process.worker._tell, world.process.mortal_store
 
     @world.workflow
     async def child(number: int) -> int:
@@ -1234,18 +1241,10 @@ async def test_an_end_told_twice_is_not_taken_for_the_next_one(
 
 @pytest.mark.parametrize("when", ["before the next is called", "once it is started"])
 async def test_an_end_told_twice_is_not_taken_by_the_next_generation(
-    world: World, family: Family, monkeypatch: pytest.MonkeyPatch, when: str
+    world: World, told: list[Message], when: str
 ):
     """Of a child with an id of its own, that each generation restarts."""
-    worker, store = world.process.worker, world.process.mortal_store
-    told: list[Message] = []
-    tell = worker._tell
-
-    async def listening(run_id: str, message: Message) -> bool:
-        told.append(message)
-        return await tell(run_id, message)
-
-    monkeypatch.setattr(worker.courier, "_tell", listening)
+    store = world.process.mortal_store
 
     @world.workflow
     async def child(number: int) -> int:

@@ -135,10 +135,10 @@ def _error(error: BaseException) -> str:
 
 def turn_of(execution: Execution) -> Turn:
     """Take what the body asked for since the last call."""
-    issued = tuple((type(c).__name__, c.id) for c in execution.take_issued())
+    issued = tuple((type(c).__name__, c.id) for c in execution.open.take_issued())
     return Turn(
         issued=issued,
-        withdrawn=tuple(execution.take_withdrawn()),
+        withdrawn=tuple(execution.open.take_withdrawn()),
         open=tuple(execution.open),
         outcome=describe(execution.outcome),
     )

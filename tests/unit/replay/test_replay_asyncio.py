@@ -600,5 +600,7 @@ def test_a_replay_of_each_beginning_goes_on_as_the_run_did() -> None:
         assert again.turns == recording.turns[: upto + 1]
         for entry, turn in zip(recording.journal[upto:], recording.turns[upto + 1 :], strict=True):
             again.execution.apply(entry)
-            assert {id_ for _, id_ in turn.issued} <= {c.id for c in again.execution.take_issued()}
+            assert {id_ for _, id_ in turn.issued} <= {
+                c.id for c in again.execution.open.take_issued()
+            }
         assert describe(again.execution.outcome) == describe(recording.outcome)

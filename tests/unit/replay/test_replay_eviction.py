@@ -219,7 +219,7 @@ def test_a_dropped_body_has_no_effect(body: Callable[..., Any]) -> None:
     issued = len(recording.ids)
     assert issued or body is _failed_task_that_nobody_asked
     execution.evict()
-    assert execution.take_issued() == []
+    assert execution.open.take_issued() == []
     assert not execution.open
     assert not execution.new_patches
     assert execution.replaying
@@ -291,7 +291,7 @@ def test_a_long_replay_keeps_no_answered_command_and_restores_what_it_found() ->
     assert sys.get_asyncgen_hooks() == hooks
     assert gc.isenabled()
     assert gc.get_stats()[0]["collections"] > passes, "the collector had its turn meanwhile"
-    assert [command.id for command in execution.issued] == list(execution.open)
+    assert [command.id for command in execution.open.issued] == list(execution.open)
 
 
 def test_eviction_restores_what_it_found() -> None:

@@ -92,10 +92,10 @@ def test_dropping_a_run_anywhere_is_silent(
 ) -> None:
     recording = _play(program, seed, cancel_after)
     again = replay(recording, upto=whole_commits(recording.journal, upto))
-    ids = again.execution._counts.copy()
+    ids = again.execution.open._counts.copy()
     again.execution.evict()
-    assert again.execution._counts == ids
-    assert again.execution.take_issued() == []
+    assert again.execution.open._counts == ids
+    assert again.execution.open.take_issued() == []
     _drop()
 
 
