@@ -613,7 +613,7 @@ async def test_a_claim_in_flight_when_the_engine_stops_is_handed_back(address: s
 async def test_a_stopped_engine_hands_its_runs_back_at_once(address: str) -> None:
     async with Streamline(address, registry=registry, worker=False) as client:
         engine = await Streamline(address, registry=registry).start()
-        run = await engine.start_run(lasting_run, 0.5)
+        run = await engine.start_run(lasting_run, 3.0)
         await _reach(client, run.id, "running")
         await engine.stop(drain=0)
         document = await client.handle(run.id).get()
