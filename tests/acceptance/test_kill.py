@@ -27,7 +27,6 @@ async def test_a_worker_killed_twenty_times_loses_and_repeats_nothing(
     site: Site, rng: random.Random
 ) -> None:
     site.lease = "60s"  # only a takeover within the host can be in time
-    fewest = IN_FLIGHT
     async with site.client() as engine:
         load = Load(site, engine, rng, size=IN_FLIGHT)
         async with load.running():
@@ -51,16 +50,15 @@ async def test_a_worker_killed_twenty_times_loses_and_repeats_nothing(
                 )
                 await asyncio.sleep(rng.uniform(0.0, 0.9))
                 load.check()
-                fewest = min(fewest, await site.in_flight())
+                await site.until("many are in flight", site.in_flight, lambda count: count >= 50)
                 await worker.kill()
             await heir.go()
     evidence = await gather_evidence(site.database)
     check_everything(evidence)
     check_messages(evidence, load.sent)
     assert all(run["status"] == "done" for run in evidence.runs.values())
-    assert fewest >= 50, f"only {fewest} runs were in flight at some kill"
     sys.stdout.write(
-        f"{KILLS} kills, {len(evidence.runs)} runs, at least {fewest} in flight, "
+        f"{KILLS} kills, {len(evidence.runs)} runs, at least 50 in flight, "
         f"{len(evidence.effects)} executions, {repeated_executions(evidence)} of them repeated\n"
     )
     assert repeated_executions(evidence) > 0, "no kill hit a step: the test proves little"
